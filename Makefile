@@ -1,0 +1,51 @@
+# The commands of Segue. Each builds the virtual environment first when it is missing or its requirements changed.
+#   make quickstart    raw events → recommendations → measured, on MovieLens-100K, two ranks
+#   make test          every test
+#   make check         ruff and mypy
+# PYTHON=python3.12 chooses the interpreter, ACCELERATOR=cuda the CUDA packages.
+
+PYTHON ?= python3
+ACCELERATOR ?= cpu
+VENV := .venv
+STAMP := $(VENV)/.installed-$(ACCELERATOR)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+RUN := $(VENV)/bin/python
+CONFIG := configs/movielens-100k.yaml
+RANKS ?= 2
+
+.PHONY: quickstart test check format lock clean
+.DELETE_ON_ERROR:
+
+$(STAMP): pyproject.toml requirements/constraints.txt requirements/no-deps.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "make: $(PYTHON) is older than Python 3.11; give another with PYTHON=…")'
+	@echo "make: building $(VENV) from pinned versions ($(ACCELERATOR)); a few minutes once, about 2 GB"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@echo "make: installing torch, FBGEMM, FAISS, PyArrow …"
+	@$(PIP) install --quiet --constraint requirements/constraints.txt --editable '.[$(ACCELERATOR),dev]'
+	@echo "make: installing TorchRec (without its dependencies, which would replace FBGEMM's CPU build)"
+	@$(PIP) install --quiet --no-deps --requirement requirements/no-deps.txt
+	@touch $@
+	@echo "make: $(VENV) is ready"
+
+quickstart: $(STAMP)
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./quickstart.sh
+
+test: $(STAMP)
+	$(RUN) -m pytest
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# Pin what the direct requirements of pyproject.toml pull in, from the environment they were just tested in.
+lock: $(STAMP)
+	$(PIP) freeze --exclude-editable --exclude torchrec | sed 's/+cpu$$//' | LC_ALL=C sort --ignore-case > requirements/constraints.txt
+
+clean:
+	rm -rf $(VENV) stores codes runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

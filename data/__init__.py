@@ -1,0 +1,1 @@
+"""Event logs in, jagged batches out."""

@@ -1,0 +1,93 @@
+"""The manifest of an event store: what is in it, and a fingerprint by which later artefacts name it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.files import fingerprint_of, read_json_object, sha256_of_file
+from data import schema
+
+COUNTS = ("users", "events", "items", "artists", "embeddings")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store says of itself.
+
+    Attributes:
+        fingerprint: of everything else here, hence of all files' bytes: equal content, equal fingerprint.
+        source: the source's description.
+        counts: how many users, events, items, artists and embeddings.
+        event_types: names, in the order of the indices in the `event_type` column.
+        event_type_counts: events of each type.
+        optional_columns: which of `schema.OPTIONAL_COLUMNS` are present.
+        titles: whether items have titles.
+        embedding_width: D of the content embeddings, None where there are none.
+        time_range: first and last timestamp, seconds.
+        files: name → {"bytes", "sha256"}.
+    """
+
+    format_version: int
+    fingerprint: str
+    source: dict[str, str]
+    counts: dict[str, int]
+    event_types: tuple[str, ...]
+    event_type_counts: tuple[int, ...]
+    optional_columns: tuple[str, ...]
+    titles: bool
+    embedding_width: int | None
+    time_range: tuple[int, int]
+    files: dict[str, dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to the file."""
+        return dataclasses.asdict(self)
+
+
+def seal(folder: Path, files: tuple[str, ...], **content: Any) -> Manifest:
+    """Describe a finished store: hash its files, then everything said of it."""
+    described = {
+        "format_version": schema.FORMAT_VERSION,
+        **content,
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of_file(folder / name)} for name in files
+        },
+    }
+    return Manifest(fingerprint=fingerprint_of(described), **described)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a store's manifest, without opening the files it names.
+
+    Raises:
+        InputError: no such folder, not a store, another format version, or a manifest changed by hand.
+    """
+    path = folder / schema.MANIFEST_FILE
+    if not path.exists():
+        what = "has no manifest" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {what}; an event store is made by `python -m data.prepare source=… out={folder}`")
+    content = read_json_object(path, "the manifest of an event store")
+    version = content.get("format_version")
+    if version != schema.FORMAT_VERSION:
+        raise InputError(
+            f"{path}: `format_version` is {version!r}, this code reads version {schema.FORMAT_VERSION}; "
+            "prepare the store again from its source"
+        )
+    expected = {field.name for field in dataclasses.fields(Manifest)}
+    faults = [f"{path}: lacks `{name}`" for name in sorted(expected - content.keys())]
+    faults += [f"{path}: unknown key `{name}`" for name in sorted(content.keys() - expected)]
+    if faults:
+        raise InputError(*faults)
+    found = fingerprint_of({key: value for key, value in content.items() if key != "fingerprint"})
+    if found != content["fingerprint"]:
+        raise InputError(
+            f"{path}: its content has fingerprint {found}, but it says {content['fingerprint']!r}: it was changed "
+            "after it was written; prepare the store again"
+        )
+    lists = ("event_types", "event_type_counts", "optional_columns", "time_range")
+    fields: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in content.items()}
+    return Manifest(**fields)

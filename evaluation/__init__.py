@@ -1,0 +1,1 @@
+"""What "better" means: protocols, metrics and reports over the engines that serving would ship."""

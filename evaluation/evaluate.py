@@ -1,0 +1,174 @@
+"""Measure a trained run on the held-out test events: `python -m evaluation.evaluate --config FILE run=runs/NAME`
+
+Under torchrun the users are spread over the ranks. Writes `metrics.json` and a self-contained `report.html` into the
+run folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.config import REQUIRED, option, run_entry
+from common.errors import InputError
+from common.files import write_json_atomically, write_text_atomically
+from common.noise import quiet_known_warnings
+from data.event_store import EventStore
+from data.loader import Loader, item_features
+from data.sequences import request_windows
+from data.split import leave_last_out
+from evaluation import metrics
+from evaluation.evaluator import Evaluation, evaluate_windows
+from evaluation.report import render_report
+from model.config import ModelConfig
+from semantic_ids.codebook import CodeTable
+from semantic_ids.trie import CodeTrie
+from serving import checkpoints
+from serving.engine import Engine, ranked_catalogue
+from serving.exact import ExactEngine
+from serving.index import FaissEngine
+from serving.popular import MostPopularEngine
+from sharding.world import World, open_world
+
+PROTOCOL = "leave-last-out"
+
+
+@dataclass
+class EvaluateConfig:
+    """What to evaluate, and how."""
+
+    run: str = option(REQUIRED, "folder of the trained run; metrics.json and report.html go there")
+    checkpoint: str = option("best", "best (by validation), latest, or the name of one, e.g. step-00000120")
+    store: str = option("", "event store, if it has moved since training")
+    codes: str = option("", "code table, if it has moved since training")
+    tokens: int = option(4096, "token budget of a batch, a rank", minimum=1)
+    depth: int = option(0, "length of the ranked lists; 0 is the whole catalogue", minimum=0)
+    bootstrap: int = option(1000, "resamples of users for the intervals", minimum=1)
+    seed: int = option(0, "of the resampling", minimum=0)
+
+    def __post_init__(self) -> None:
+        """Refuse lists too short for the metrics."""
+        deepest = max(metrics.HR_DEPTHS)
+        if 0 < self.depth < deepest:
+            raise InputError(
+                f"depth={self.depth}: hr@{deepest} needs lists of {deepest} items; give that many, or 0 for all"
+            )
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate a checkpoint under leave-last-out; returns what `metrics.json` holds."""
+    quiet_known_warnings()
+    with open_world() as world:
+        run = Path(config.run)
+        checkpoint = checkpoints.find_checkpoint(run, config.checkpoint)
+        manifest = checkpoints.read_manifest(checkpoint)
+        store = EventStore.open(Path(config.store or manifest.store))
+        codes = CodeTable.open(Path(config.codes or manifest.codes), store)
+        checkpoints.check_belongs(manifest, checkpoint, store, codes)
+        model = checkpoints.load_model(checkpoint, world)
+        tower = model.module.tower
+        loader = _test_loader(config, store, codes, tower.cfg, world)
+        catalogue = ranked_catalogue(codes, world.device)
+        engines: list[Engine] = [
+            ExactEngine(tower.heads, CodeTrie.of(codes), catalogue),
+            FaissEngine(tower.heads, codes, catalogue),
+            MostPopularEngine(torch.tensor(codes.training_plays_N, device=world.device)),
+        ]
+        depth = config.depth or store.num_items
+        result = evaluate_windows(model, engines, loader, store, world, depth=depth, label="evaluate")
+        summary = summarise(result, config, manifest, store)
+        if world.is_main:
+            strata = strata_by_engine(result, codes.training_plays_N)
+            # Both files or none: the page is made before either is written.
+            report = render_report(run, summary, strata, codes.manifest.diagnostics)
+            write_json_atomically(run / "metrics.json", summary)
+            write_text_atomically(run / "report.html", report)
+            print(format_table(summary))
+            print(f"\nwritten: {run / 'metrics.json'}, {run / 'report.html'}")
+        return summary
+
+
+def _test_loader(config: EvaluateConfig, store: EventStore, codes: CodeTable, cfg: ModelConfig, world: World) -> Loader:
+    test_U = leave_last_out(np.diff(store.offsets)).test_U
+    if not (test_U >= 0).any():
+        raise InputError(
+            f"{store.path}: none of its {store.num_users} users has a held-out event, which takes a history "
+            f"of at least 3 events; there is nothing to evaluate"
+        )
+    return Loader(
+        store,
+        item_features(store, codes.codes_NC, codes.codes_per_level, cfg.qr_remainders),
+        request_windows(test_U, cfg.max_history),
+        tokens=config.tokens,
+        bins=world.size,
+        rank=world.rank,
+        world_size=world.size,
+        seed=0,
+        shuffle=False,
+    )
+
+
+def summarise(
+    result: Evaluation, config: EvaluateConfig, manifest: checkpoints.CheckpointManifest, store: EventStore
+) -> dict[str, Any]:
+    """The content of `metrics.json`: the exact engine's figures at the top, the other engines' beneath their names."""
+
+    def figures(engine: str) -> dict[str, Any]:
+        per_user = metrics.per_user_metrics(result.engines[engine].rank_U)
+        intervals = metrics.bootstrap_intervals(per_user, config.bootstrap, config.seed)
+        return {**result.summary(engine, store.num_items), "intervals_95": intervals}
+
+    exact, mostpop = figures("exact"), figures("mostpop")
+    return {
+        "protocol": PROTOCOL,
+        "users": len(result.target_items_U),
+        "items": store.num_items,
+        "depth": result.depth,
+        **exact,
+        "ndcg@10_over_mostpop": exact["ndcg@10"] / mostpop["ndcg@10"] if mostpop["ndcg@10"] else None,
+        "level_accuracy": result.level_accuracy_C,
+        "faiss": figures("faiss"),
+        "mostpop": mostpop,
+        "checkpoint": checkpoints.step_folder(manifest.step),
+        "epoch": manifest.epoch,
+        "store_fingerprint": manifest.store_fingerprint,
+        "codes_fingerprint": manifest.codes_fingerprint,
+    }
+
+
+def strata_by_engine(result: Evaluation, training_plays_N: np.ndarray) -> dict[str, list[metrics.Stratum]]:
+    """HR@10 by how popular the held-out item is, for each engine."""
+    plays_U = training_plays_N[result.target_items_U]
+    return {name: metrics.recall_by_popularity(engine.rank_U, plays_U, 10) for name, engine in result.engines.items()}
+
+
+def format_table(summary: dict[str, Any]) -> str:
+    """The figures as a table for a terminal: a row an engine, 95% intervals under the metrics that carry them."""
+    rows = {"exact": summary, "faiss": summary["faiss"], "mostpop": summary["mostpop"]}
+    about = f"{summary['protocol']}, {summary['users']} users, {summary['items']} items"
+    lines = [f"{about}, history filtered, 95% intervals over users"]
+    lines.append(" " * 9 + "".join(f"{name:>14}" for name in metrics.NAMES))
+    for name, figures in rows.items():
+        lines.append(f"{name:<9}" + "".join(f"{figures[column]:>14.4f}" for column in metrics.NAMES))
+        bounds = (figures["intervals_95"].get(column) for column in metrics.NAMES)
+        lines.append(" " * 9 + "".join(f"{f'{b[0]:.4f}–{b[1]:.4f}' if b else '':>14}" for b in bounds))
+    accuracy = ", ".join(f"{share:.3f}" for share in summary["level_accuracy"])
+    lines.append(f"accuracy of each code level, given the levels before it: {accuracy}")
+    if summary["ndcg@10_over_mostpop"] is not None:
+        lines.append(f"NDCG@10 of exact scoring is {summary['ndcg@10_over_mostpop']:.2f} × that of MostPop")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return run_entry("evaluation.evaluate", "evaluate", EvaluateConfig, evaluate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Attention biases evaluated on the fly: 1-D tables per head and a scalar function of a pair of tokens.
+
+Nothing of shape [L, L] exists here. A `ScoreBiases` says what an attention backend has to add to q·k; how it does
+so without a matrix is the backend's business.
+
+Shapes: B users · L tokens (with tail padding) · H heads · T time buckets · K buckets of a bias by key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
+import torch
+from torch import Tensor, nn
+
+from model.config import BiasConfig
+
+MAX_SECONDS = 2**31 - 1
+"""68 years: the longest time that is told apart, so that int32 suffices. Bucket 62."""
+
+ORGANIC_BUCKETS = 3
+"""Not organic, organic, missing."""
+
+
+def log_buckets(seconds: Tensor, buckets: int) -> Tensor:
+    """Quasi-logarithmic bucket of a number of seconds, two buckets per doubling.
+
+    With e = ⌊log2 s⌋ the bucket is 2e, or 2e + 1 from 1.5·2^e on: 1 | 2 | 3 | 4-5 | 6-7 | 8-11 … are buckets
+    0, 2, 3, 4, 5, 6 (bucket 1 stays empty, as no whole second lies in it). Read off the exponent and the first
+    mantissa bit of the float32, which is many times cheaper than a logarithm.
+
+    Args:
+        seconds: int32 or int64; what lies outside 1 … `MAX_SECONDS` counts as the nearer of the two.
+        buckets: results are cut off at `buckets - 1`.
+
+    Returns:
+        int32, of the shape of `seconds`.
+    """
+    bits = seconds.clamp(1, MAX_SECONDS).to(torch.float32).view(torch.int32)
+    return bits.bitwise_right_shift_(22).sub_(2 * 127).clamp_(max=buckets - 1)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """The fixed slopes of ALiBi, a geometric sequence from 2^(-8/H) to 2^-8: float32 [H]."""
+    return torch.exp2(-8.0 * torch.arange(1, heads + 1, dtype=torch.float32) / heads)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What attention needs to know of the tokens of a batch besides their vectors.
+
+    Args:
+        offsets: int64 [B+1], the users' ranges; tokens from offsets[-1] on are padding.
+        positions_L: int64, place of the token in its user's range (meaningless in the padding).
+        query_times_L, key_times_L: int64 seconds.
+        duration_buckets_L, organic_L: int64 buckets.
+    """
+
+    offsets: Tensor
+    positions_L: Tensor
+    query_times_L: Tensor
+    key_times_L: Tensor
+    duration_buckets_L: Tensor
+    organic_L: Tensor
+
+
+def describe_tokens(
+    cfg: BiasConfig,
+    offsets: Tensor,
+    timestamps_L: Tensor,
+    request_times_L: Tensor,
+    durations_L: Tensor,
+    organic_L: Tensor,
+) -> Tokens:
+    """Buckets and clocks of a batch, computed once for all blocks; a missing duration (-1) takes the last bucket."""
+    known = log_buckets(durations_L, cfg.duration_buckets - 1).long()
+    return Tokens(
+        offsets=offsets,
+        positions_L=torch.ops.fbgemm.offsets_range(offsets[:-1].contiguous(), timestamps_L.numel()),
+        query_times_L=request_times_L if cfg.time_reference == "next" else timestamps_L,
+        key_times_L=timestamps_L,
+        duration_buckets_L=torch.where(durations_L < 0, cfg.duration_buckets - 1, known),
+        organic_L=organic_L,
+    )
+
+
+@dataclass(frozen=True)
+class TimeBias:
+    """`table_HT[h, log_buckets(query time - key time)]`; a difference below one second counts as one."""
+
+    table_HT: Tensor
+    query_times_L: Tensor
+    key_times_L: Tensor
+
+
+@dataclass(frozen=True)
+class KeyBias:
+    """`table_HK[h, buckets_L[key]]`."""
+
+    table_HK: Tensor
+    buckets_L: Tensor
+
+
+@dataclass(frozen=True)
+class ScoreBiases:
+    """Everything added to the score of a query i and a key j ≤ i of the same user; None and () are switched off.
+
+    Args:
+        slopes_H: ALiBi, adds `-slopes_H[h] * (i - j)`.
+        time: a bias by the time between them.
+        by_key: biases by a property of the key.
+    """
+
+    slopes_H: Tensor | None = None
+    time: TimeBias | None = None
+    by_key: tuple[KeyBias, ...] = ()
+
+
+class BiasTables(nn.Module):
+    """The learned tables of one block, all zero at first; what is switched off has no parameter."""
+
+    def __init__(self, cfg: BiasConfig, heads: int) -> None:
+        """Tables for `heads` heads."""
+        super().__init__()
+        self.register_buffer("slopes_H", alibi_slopes(heads) if cfg.alibi else None, persistent=False)
+        self.time_HT = nn.Parameter(torch.zeros(heads, cfg.time_buckets)) if cfg.time else None
+        self.duration_HK = nn.Parameter(torch.zeros(heads, cfg.duration_buckets)) if cfg.duration else None
+        self.organic_HK = nn.Parameter(torch.zeros(heads, ORGANIC_BUCKETS)) if cfg.organic else None
+
+    def forward(self, tokens: Tokens) -> ScoreBiases:
+        """The tables together with the tokens they look at."""
+        by_key = []
+        if self.duration_HK is not None:
+            by_key.append(KeyBias(self.duration_HK, tokens.duration_buckets_L))
+        if self.organic_HK is not None:
+            by_key.append(KeyBias(self.organic_HK, tokens.organic_L))
+        time = None
+        if self.time_HT is not None:
+            time = TimeBias(self.time_HT, tokens.query_times_L, tokens.key_times_L)
+        slopes_H = self.slopes_H
+        assert slopes_H is None or isinstance(slopes_H, Tensor)
+        return ScoreBiases(slopes_H, time, tuple(by_key))

@@ -1,0 +1,93 @@
+"""The sparse side: tables of an EmbeddingBagCollection, and starting values that no sharding can change.
+
+An event is the sum of its item's code rows, its artists' quotient and remainder rows (`q[id // R] + r[id % R]`) and
+its event type's row.
+
+Shapes: L tokens · D width · F features · C code levels · V codes per level · A artists · R remainders.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from common.seeding import derive_seed
+from data.batches import artist_table_rows
+from model.config import ModelConfig, Vocabulary
+
+BLOCK_ROWS = 4096
+"""Rows drawn from one generator; part of what a seed means, so never to be changed."""
+
+INITIAL_STD = 0.02
+
+
+def table_rows(cfg: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
+    """Rows of each table; a table serves the feature of its own name.
+
+    The code table comes last: FBGEMM 1.8's CPU backward reads past its arrays when the last table of a kernel has no
+    rows, as a small table has on some rank once it is sharded by rows.
+    """
+    quotients, remainders = artist_table_rows(vocabulary.artists, cfg.qr_remainders)
+    return {
+        "artist_quotient": quotients,
+        "artist_remainder": remainders,
+        "event_type": vocabulary.event_types,
+        "rq": vocabulary.levels * vocabulary.codes,
+    }
+
+
+def table_configs(cfg: ModelConfig, vocabulary: Vocabulary) -> list[EmbeddingBagConfig]:
+    """The tables, all of the model's width and summed over a bag."""
+    return [
+        EmbeddingBagConfig(
+            name=name,
+            embedding_dim=cfg.width,
+            num_embeddings=rows,
+            feature_names=[name],
+            pooling=PoolingType.SUM,
+        )
+        for name, rows in table_rows(cfg, vocabulary).items()
+    ]
+
+
+def build_embeddings(
+    cfg: ModelConfig, vocabulary: Vocabulary, seed: int, device: torch.device
+) -> EmbeddingBagCollection:
+    """An unsharded collection with the starting values of `seed`; without values on the meta device."""
+    collection = EmbeddingBagCollection(tables=table_configs(cfg, vocabulary), device=device)
+    if device.type != "meta":
+        with torch.no_grad():
+            for name, bag in collection.embedding_bags.items():
+                bag.weight.copy_(draw_rows(seed, name, 0, bag.weight.shape[0], cfg.width, INITIAL_STD))
+    return collection
+
+
+def draw_rows(seed: int, table_name: str, start: int, stop: int, width: int, scale: float) -> Tensor:
+    """Starting values of the rows start … stop-1 of a table: normal with standard deviation `scale`.
+
+    They depend on the seed, the table's name and the row, not on who asks for which rows: any shard of any plan
+    starts from the same numbers. Beyond the result, memory is that of one block.
+
+    Returns:
+        float32 [stop - start, width] on the CPU.
+    """
+    assert 0 <= start <= stop, (start, stop)
+    rows = torch.empty(stop - start, width)
+    for block in range(start // BLOCK_ROWS, math.ceil(stop / BLOCK_ROWS)):
+        generator = torch.Generator().manual_seed(derive_seed(seed, table_name, block))
+        first = block * BLOCK_ROWS
+        drawn = torch.randn(BLOCK_ROWS, width, generator=generator).mul_(scale)
+        begin, end = max(start, first), min(stop, first + BLOCK_ROWS)
+        rows[begin - start : end - start] = drawn[begin - first : end - first]
+    return rows
+
+
+def sum_features(pooled: KeyedTensor, width: int) -> Tensor:
+    """[L, F·D] with one column block a feature → x_LD, their sum."""
+    values: Tensor = pooled.values()
+    return values.view(values.shape[0], -1, width).sum(dim=1)

@@ -1,0 +1,79 @@
+"""Cascaded output heads: one distribution per code level, each knowing the codes chosen before it.
+
+Shapes: T tokens · D width · C code levels · V codes per level · l codes of a prefix · X vectors · M prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import HeadsConfig, Vocabulary
+
+INITIAL_STD = 0.02
+
+
+class CascadedHeads(nn.Module):
+    """logits of level l = s · W_l z_l + b_l, with z_l = x ⊙ (1 + Σ_{j<l} G_j[c_j]) + Σ_{j<l} P_j[c_j].
+
+    x is L2-normalised, s is `cfg.logit_scale`. G starts at zero, so that the cascade is a plain shift at first;
+    without `cfg.gated` it does not exist. The last level's code is a prefix of nothing and has no rows in G and P.
+    """
+
+    def __init__(self, cfg: HeadsConfig, width: int, vocabulary: Vocabulary) -> None:
+        """Heads for hidden vectors of `width`."""
+        super().__init__()
+        self.scale, self.levels, self.codes = cfg.logit_scale, vocabulary.levels, vocabulary.codes
+        prefix_rows = (self.levels - 1) * self.codes
+        self.weight_CVD = nn.Parameter(torch.randn(self.levels, self.codes, width) * INITIAL_STD)
+        self.bias_CV = nn.Parameter(torch.zeros(self.levels, self.codes))
+        # Rows of all levels in one table: level j's begin at j·V.
+        self.shift = nn.Parameter(torch.randn(prefix_rows, width) * INITIAL_STD) if prefix_rows else None
+        self.gate = nn.Parameter(torch.zeros(prefix_rows, width)) if prefix_rows and cfg.gated else None
+
+    def states(self, x_TD: Tensor, prefix_codes_Tl: Tensor) -> Iterator[Tensor]:
+        """z_0 … z_l, each [T, D], for prefixes of l codes."""
+        level_l = torch.arange(prefix_codes_Tl.shape[1], device=x_TD.device)
+        rows_Tl = prefix_codes_Tl + level_l * self.codes
+        shift, gate = torch.zeros_like(x_TD), torch.ones_like(x_TD)
+        yield x_TD
+        if self.shift is None or rows_Tl.shape[1] == 0:
+            return
+        shifts = F.embedding(rows_Tl, self.shift).unbind(1)
+        gates = None if self.gate is None else F.embedding(rows_Tl, self.gate).unbind(1)
+        for level, step in enumerate(shifts):
+            shift = shift + step
+            if gates is not None:
+                gate = gate + gates[level]
+            yield x_TD * gate + shift
+
+    def forward(self, x_TD: Tensor, codes_TC: Tensor) -> Tensor:
+        """Teacher-forced logits [T, C, V]: level l is given the true codes of the levels before it."""
+        states = self.states(x_TD, codes_TC[:, : self.levels - 1])
+        return torch.stack([self._logits(state, level) for level, state in enumerate(states)], dim=1)
+
+    def level_logits(self, x_TD: Tensor, prefix_codes_Tl: Tensor, level: int) -> Tensor:
+        """Logits [T, V] of one level after the given codes of all levels before it."""
+        assert prefix_codes_Tl.shape[1] == level < self.levels, (prefix_codes_Tl.shape, level)
+        *_, state = self.states(x_TD, prefix_codes_Tl)
+        return self._logits(state, level)
+
+    def all_pairs_logits(self, x_XD: Tensor, prefix_codes_Ml: Tensor, level: int) -> Tensor:
+        """`level_logits` [X, M, V] of every vector after every prefix, without a copy of either for each pair."""
+        assert prefix_codes_Ml.shape[1] == level < self.levels, (prefix_codes_Ml.shape, level)
+        state_XMD = x_XD[:, None].expand(-1, len(prefix_codes_Ml), -1)
+        if level and self.shift is not None:
+            rows_Ml = prefix_codes_Ml + torch.arange(level, device=x_XD.device) * self.codes
+            shift_MD = F.embedding(rows_Ml, self.shift).sum(1)
+            if self.gate is None:
+                state_XMD = state_XMD + shift_MD
+            else:
+                state_XMD = torch.addcmul(shift_MD, state_XMD, 1 + F.embedding(rows_Ml, self.gate).sum(1))
+        logits_XMV: Tensor = self._logits(state_XMD.flatten(0, 1), level).unflatten(0, state_XMD.shape[:2])
+        return logits_XMV
+
+    def _logits(self, state_TD: Tensor, level: int) -> Tensor:
+        return torch.addmm(self.bias_CV[level], state_TD, self.weight_CVD[level].T, alpha=self.scale)

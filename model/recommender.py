@@ -1,0 +1,107 @@
+"""The whole model: pooled embeddings → HSTU → L2 norm → cascaded heads → loss.
+
+Shapes: L tokens (with tail padding) · D width · C code levels · T tokens with a target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from data.batches import Batch
+from model.biases import describe_tokens
+from model.config import ModelConfig, Vocabulary
+from model.embeddings import sum_features
+from model.heads import CascadedHeads
+from model.hstu import HSTU
+from model.losses import cascaded_cross_entropy
+
+
+@dataclass
+class Output:
+    """What a step reports; nothing here carries a gradient.
+
+    Args:
+        hidden_LD: L2-normalised states; meaningless in the tail padding.
+        level_loss_sum_C: nats, summed over this rank's targets.
+        level_correct_C: int64, teacher-forced hits of the most likely code.
+        num_targets: int64 0-d, this rank's tokens with a target.
+    """
+
+    hidden_LD: Tensor
+    level_loss_sum_C: Tensor
+    level_correct_C: Tensor
+    num_targets: Tensor
+
+
+class Tower(nn.Module):
+    """The dense part. A module of its own, so that TorchRec's pipeline may trace past it without looking inside."""
+
+    def __init__(self, cfg: ModelConfig, vocabulary: Vocabulary) -> None:
+        """Blocks and heads."""
+        super().__init__()
+        self.cfg = cfg
+        self.hstu = HSTU(cfg)
+        self.heads = CascadedHeads(cfg.output, cfg.width, vocabulary)
+
+    def encode(self, pooled: KeyedTensor, batch: Batch) -> Tensor:
+        """L2-normalised states [L, D]."""
+        cfg = self.cfg
+        tokens = describe_tokens(
+            cfg.biases, batch.offsets, batch.timestamps_L, batch.request_times_L, batch.durations_L, batch.organic_L
+        )
+        x_LD = sum_features(pooled, cfg.width)
+        if cfg.scale_input:
+            x_LD = x_LD * math.sqrt(cfg.width)
+        x_LD = F.dropout(x_LD, cfg.input_dropout, self.training)
+        return F.normalize(self.hstu(x_LD, tokens), dim=1, eps=1e-6)
+
+    def forward(self, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, Output]:
+        """The weighted loss of the batch and what to report of it."""
+        hidden_LD = self.encode(pooled, batch)
+        rows_T = (batch.target_items_L >= 0).nonzero().flatten()
+        result = cascaded_cross_entropy(
+            self.heads,
+            hidden_LD.index_select(0, rows_T),
+            batch.target_codes_LC.index_select(0, rows_T),
+            self.cfg.output.chunk_tokens,
+        )
+        output = Output(
+            hidden_LD=hidden_LD.detach(),
+            level_loss_sum_C=result.level_loss_sum_C,
+            level_correct_C=result.level_correct_C,
+            num_targets=rows_T.new_tensor(rows_T.numel()),
+        )
+        return result.loss_sum * batch.loss_weight, output
+
+
+class Recommender(nn.Module):
+    """Embeddings and tower.
+
+    `ebc` is called directly on `batch.features` and on nothing else: that is the shape TorchRec's
+    DistributedModelParallel and TrainPipelineSparseDist know how to shard, trace and overlap.
+
+    Args:
+        cfg: the model.
+        ebc: an EmbeddingBagCollection of `model.embeddings`, on any device, sharded later or never.
+        vocabulary: sizes from the data.
+    """
+
+    def __init__(self, cfg: ModelConfig, ebc: nn.Module, vocabulary: Vocabulary) -> None:
+        """The tower is built here, the embeddings are given."""
+        super().__init__()
+        self.ebc = ebc
+        self.tower = Tower(cfg, vocabulary)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Output]:
+        """Loss (0-d): Σ over this rank's targets times `batch.loss_weight`; its mean over ranks is the global mean."""
+        result: tuple[Tensor, Output] = self.tower(self.ebc(batch.features), batch)
+        return result
+
+    def encode(self, batch: Batch) -> Tensor:
+        """L2-normalised states [L, D], without heads or loss."""
+        return self.tower.encode(self.ebc(batch.features), batch)

@@ -1,0 +1,1 @@
+"""A trained model answers: engines that turn user vectors into ranked items."""

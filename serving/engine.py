@@ -1,0 +1,112 @@
+"""What every retrieval engine takes and gives.
+
+B users in the batch · D model width · K list length · N items in the catalogue · n items that may be returned ·
+M candidates a user.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from semantic_ids.codebook import CodeTable
+
+
+@dataclass(frozen=True)
+class Query:
+    """A batch of users who want recommendations.
+
+    Args:
+        hidden_BD: the model's L2-normalised output at each user's newest token.
+        seen_rows: [n] positions in the batch, ascending; with `seen_items` the pairs that must not be returned.
+        seen_items: [n] item indices.
+    """
+
+    hidden_BD: Tensor
+    seen_rows: Tensor
+    seen_items: Tensor
+
+    @property
+    def num_users(self) -> int:
+        """B."""
+        return self.hidden_BD.size(0)
+
+
+class Engine(Protocol):
+    """Returns, for each user, the best K items not seen, best first."""
+
+    name: str
+
+    def retrieve(self, query: Query, k: int) -> tuple[Tensor, Tensor]:
+        """Item indices [B, K] (−1 where fewer than K are left) and their scores [B, K] (−inf there)."""
+        ...
+
+
+class RankedCatalogue:
+    """Items in the order in which equal scores are returned: more training plays first, then the lower index.
+
+    Args:
+        item_order: [n] the items that may be returned, in that order.
+        num_items: N.
+    """
+
+    def __init__(self, item_order: Tensor, num_items: int) -> None:
+        self.item_order = item_order
+        self.num_items = num_items
+        self.column_of_item = torch.full((num_items,), -1, dtype=torch.int64, device=item_order.device)
+        self.column_of_item[item_order] = torch.arange(len(item_order), device=item_order.device)
+
+    @property
+    def size(self) -> int:
+        """n, the number of items that may be returned."""
+        return len(self.item_order)
+
+    def top(self, scores_Bn: Tensor, query: Query, k: int) -> tuple[Tensor, Tensor]:
+        """The best k unseen columns as items; `scores_Bn` has a column an item of `item_order` and is overwritten."""
+        columns = self.column_of_item[query.seen_items]
+        returnable = columns >= 0
+        scores_Bn[query.seen_rows[returnable], columns[returnable]] = -torch.inf
+        return self._best(torch.arange(self.size, device=scores_Bn.device).expand_as(scores_Bn), scores_Bn, k)
+
+    def top_of(self, columns_BM: Tensor, scores_BM: Tensor, query: Query, k: int) -> tuple[Tensor, Tensor]:
+        """`top` among some columns only, for what must not pass over the catalogue.
+
+        A column may come several times; its best score counts.
+        """
+        rows = torch.arange(len(columns_BM), device=columns_BM.device)[:, None]
+        seen = query.seen_rows * self.size + self.column_of_item[query.seen_items]
+        seen = seen[self.column_of_item[query.seen_items] >= 0]
+        scores = scores_BM.masked_fill(torch.isin(rows * self.size + columns_BM, seen), -torch.inf)
+        scores, order = torch.sort(scores, dim=1, descending=True)
+        columns, by_column = torch.sort(columns_BM.gather(1, order), dim=1, stable=True)
+        scores = scores.gather(1, by_column)
+        scores[:, 1:].masked_fill_(columns[:, 1:] == columns[:, :-1], -torch.inf)
+        return self._best(columns, scores, k)
+
+    def _best(self, columns_BM: Tensor, scores_BM: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The best k of columns that ascend in every row."""
+        # A stable sort, not topk: ties must come out in column order.
+        scores, order = torch.sort(scores_BM, dim=1, descending=True, stable=True)
+        columns = columns_BM.gather(1, order[:, :k])
+        scores = scores[:, :k]
+        items = torch.where(scores > -torch.inf, self.item_order[columns], -1)
+        return _pad_columns(items, k, -1), _pad_columns(scores, k, -torch.inf)
+
+
+def ranked_catalogue(codes: CodeTable, device: torch.device) -> RankedCatalogue:
+    """The known items of a code table. Unknown items share one tuple, so no engine could tell them apart."""
+    order = plays_order(torch.tensor(codes.training_plays_N), torch.tensor(codes.known_N))
+    return RankedCatalogue(order.to(device), len(codes.known_N))
+
+
+def plays_order(training_plays_N: Tensor, returnable_N: Tensor) -> Tensor:
+    """The returnable items by more training plays, then by lower index."""
+    order = torch.sort(training_plays_N, descending=True, stable=True).indices
+    return order[returnable_N[order]]
+
+
+def _pad_columns(values_BM: Tensor, k: int, fill: float) -> Tensor:
+    return torch.nn.functional.pad(values_BM, (0, k - values_BM.size(1)), value=fill)

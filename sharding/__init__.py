@@ -1,0 +1,1 @@
+"""Tables × ranks → plan → sharded module. The model knows nothing of this room."""

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.event_store import EventStore
+from data.prepare import main
+from tests.data import movielens_example as example
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def movielens(tmp_path: Path) -> Path:
+    return example.write(tmp_path / "ml", example.grouplens_files())
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "data.prepare", *arguments], capture_output=True, text=True, env=environment
+    )
+
+
+def test_the_command_writes_a_store_and_ends_with_a_summary(tmp_path: Path, movielens: Path) -> None:
+    done = run("source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'store'}", "--json")
+    assert done.returncode == 0, done.stderr
+    store = EventStore.open(tmp_path / "store")
+    lines = done.stdout.splitlines()
+    summary = json.loads(lines[-1])
+    assert summary.pop("seconds") >= 0
+    counts = dict(zip(store.event_types, store.manifest.event_type_counts, strict=True))
+    assert summary == {
+        "store": str(tmp_path / "store"),
+        "fingerprint": store.fingerprint,
+        "source": {"name": "movielens-100k"},
+        "users": 4,
+        "events": 16,
+        "items": 6,
+        "artists": 18,
+        "embeddings": 0,
+        "event_types": counts,
+        "time_range": list(store.manifest.time_range),
+    }
+    assert "1997-11-20 … 1997-11-20" in done.stdout
+    assert f"movielens-100k: read from {movielens}, NOT the published data set" in done.stderr
+
+
+def test_the_command_ends_with_status_2_and_one_message(tmp_path: Path, movielens: Path) -> None:
+    (movielens / "u.data").write_text("1\t2\n")
+    done = run("source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'out' / 'store'}")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    place, rule = (
+        f"{movielens}/u.data: line 1",
+        "has 2 fields, expected 4 (user, item, rating, timestamp) separated by tabs",
+    )
+    assert done.stderr.splitlines() == [f"data.prepare: {place}: {rule}"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_file_gives_the_keys(tmp_path: Path, movielens: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"prepare:\n  source: movielens-100k\n  path: {movielens}\n  out: {tmp_path / 'a'}\n")
+    assert main(["--config", str(config)]) == 0
+    assert main(["--config", str(config), f"out={tmp_path / 'b'}"]) == 0
+    assert EventStore.open(tmp_path / "a").fingerprint == EventStore.open(tmp_path / "b").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["source=movielens-100k", "out=x", "pth=y"], ["unknown key `pth`; did you mean `path`"]),
+        (["source=movielens", "out=x"], ["`source` is 'movielens', expected one of movielens-100k, yambda"]),
+        (["source=movielens-100k"], ["`out` is required"]),
+        (["source=movielens-100k", "out="], ["`out` is empty"]),
+        (["source=movielens-100k", "out=x", "kind=likes"], ["`kind` means nothing to source=movielens-100k"]),
+        (["source=yambda", "out=x"], ["2 faults", "`kind` is required by source=yambda", "`path` is required"]),
+        (["source=yambda", "out=x", "path=y", "kind=plays"], ["`kind` is 'plays', expected one of listens,"]),
+        (["source=yambda", "out=x", "path=y", "kind=likes", "cache=z"], ["`cache` means nothing to source=yambda"]),
+        (["out"], ["`out` is not of the form key=value"]),
+    ],
+)
+def test_faulty_keys_are_told_before_any_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    messages: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    for message in messages:
+        assert message in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_leaves_the_former_store_as_it_was(tmp_path: Path, movielens: Path) -> None:
+    assert main(["source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'stores' / 'ml'}"]) == 0
+    former = EventStore.open(tmp_path / "stores" / "ml").fingerprint
+    (movielens / "u.item").write_bytes(b"")
+    assert main(["source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'stores' / 'ml'}"]) == 2
+    assert EventStore.open(tmp_path / "stores" / "ml").fingerprint == former
+    assert [path.name for path in (tmp_path / "stores").iterdir()] == ["ml"]
+
+
+def test_nothing_but_a_store_is_ever_replaced(
+    tmp_path: Path, movielens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(movielens)
+    for name, message in [
+        ("ml", "exists and is not an event store"),
+        ("file", "exists and is not a folder"),
+        ("link", "exists and is not a folder"),
+    ]:
+        assert main(["source=movielens-100k", f"path={movielens}", f"out={tmp_path / name}"]) == 2
+        assert f"{tmp_path / name}: {message}" in capsys.readouterr().err
+    assert sorted(path.name for path in movielens.iterdir()) == ["u.data", "u.item"]
+    (tmp_path / "empty").mkdir()
+    assert main(["source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'empty'}"]) == 0
+
+
+def test_an_unwritable_place_is_told(tmp_path: Path, movielens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(["source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'file' / 'store'}"]) == 2
+    assert f"{tmp_path / 'file'}" in capsys.readouterr().err

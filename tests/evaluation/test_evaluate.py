@@ -1,0 +1,193 @@
+"""The entry point, on a checkpoint of an untrained model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from common.config import to_plain
+from common.files import write_json_atomically
+from data.event_store import EventStore
+from evaluation import evaluate, metrics
+from model.config import ModelConfig, Vocabulary
+from semantic_ids import fit
+from semantic_ids.codebook import CodeTable
+from serving import checkpoints
+from sharding.world import open_world
+from tests.conftest import Prepared
+from tests.evaluation.helpers import make_store
+
+STEP = "step-00000007"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with one checkpoint."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    write_checkpoint(run, prepared.store, prepared.codes)
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def write_checkpoint(run: Path, store_path: Path, codes_path: Path) -> None:
+    store = EventStore.open(store_path)
+    codes = CodeTable.open(codes_path, store)
+    cfg = ModelConfig(width=8, blocks=1, head_dim_qk=4, head_dim_v=4, max_history=20)
+    vocabulary = Vocabulary(codes.num_levels, codes.codes_per_level, store.num_artists, len(store.event_types))
+    checkpoint = run / "checkpoints" / STEP
+    with open_world() as world:
+        model = checkpoints.build_sharded(cfg, vocabulary, world, seed=0)
+        dcp.save({"model": model.state_dict()}, checkpoint_id=str(checkpoint / checkpoints.STATE))
+    manifest = checkpoints.CheckpointManifest(
+        format=checkpoints.FORMAT,
+        format_version=checkpoints.FORMAT_VERSION,
+        step=7,
+        epoch=2,
+        world_size=1,
+        store=str(store_path),
+        codes=str(codes_path),
+        store_fingerprint=store.fingerprint,
+        codes_fingerprint=codes.fingerprint,
+        model=to_plain(cfg),
+        vocabulary=dataclasses.asdict(vocabulary),
+        config_fingerprint="",
+        progress={},
+        metrics={},
+    )
+    write_json_atomically(checkpoint / checkpoints.MANIFEST, dataclasses.asdict(manifest))
+    write_json_atomically(run / "checkpoints" / checkpoints.BEST, {"checkpoint": STEP})
+
+
+def results(run: Path) -> list[str]:
+    return [path.name for path in run.rglob("*") if "metrics" in path.name or "report" in path.name]
+
+
+def fault(capsys: pytest.CaptureFixture[str], run: Path, *arguments: str) -> str:
+    """The one message of an evaluation that is refused, and leaves nothing behind."""
+    capsys.readouterr()
+    assert evaluate.main([f"run={run}", *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("evaluation.evaluate: ")
+    assert error.count("\n") == 1
+    assert results(run) == []
+    return error
+
+
+def test_it_writes_metrics_and_a_report(run: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([f"run={run}", "bootstrap=50", "tokens=200"]) == 0
+    out = capsys.readouterr().out
+    written: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    store = EventStore.open(prepared.store)
+    assert written["protocol"] == "leave-last-out"
+    assert written["users"] == int((np.diff(store.offsets) >= 3).sum())
+    assert written["items"] == written["depth"] == store.num_items
+    assert written["checkpoint"] == STEP
+    assert len(written["level_accuracy"]) == 2
+    for figures in (written, written["faiss"], written["mostpop"]):
+        for name in metrics.NAMES:
+            assert 0 <= figures[name] <= 1
+            assert f"{figures[name]:.4f}" in out
+        for name, (low, high) in figures["intervals_95"].items():
+            assert low <= figures[name] <= high
+    assert written["ndcg@10_over_mostpop"] == pytest.approx(written["ndcg@10"] / written["mostpop"]["ndcg@10"])
+    assert f"{written['hr@10']:.4f}" in (run / "report.html").read_text()
+
+
+def test_it_is_deterministic_whatever_the_batches_are(run: Path) -> None:
+    written = []
+    for tokens in (4096, 4096, 60):
+        assert evaluate.main([f"run={run}", "bootstrap=20", f"tokens={tokens}", f"checkpoint={STEP}"]) == 0
+        written.append(json.loads((run / "metrics.json").read_text()))
+    assert written[0] == written[1]
+    for engine in (lambda values: values, lambda values: values["faiss"], lambda values: values["mostpop"]):
+        for name in metrics.NAMES:
+            assert engine(written[2])[name] == pytest.approx(engine(written[0])[name], abs=1e-9)
+
+
+def test_a_moved_store_may_be_named(run: Path, prepared: Prepared, tmp_path: Path) -> None:
+    store, codes = (shutil.copytree(path, tmp_path / path.name) for path in (prepared.store, prepared.codes))
+    assert evaluate.main([f"run={run}", f"store={store}", f"codes={codes}", "bootstrap=5"]) == 0
+
+
+def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fault(capsys, tmp_path / "absent")
+    assert str(tmp_path / "absent" / "checkpoints") in message
+    assert "python -m trainer.train" in message
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_checkpoint_that_is_not_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fault(capsys, run, "checkpoint=step-00000008")
+    assert "step-00000008: no such checkpoint" in message
+    assert STEP in message
+
+
+def test_a_store_that_is_not_the_codes_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = make_store(tmp_path / "other", [[0, 1, 2, 3], [3, 2, 1]], 4)
+    trained_with = checkpoints.read_manifest(run / "checkpoints" / STEP).store_fingerprint
+    message = fault(capsys, run, f"store={other.path}")
+    assert other.fingerprint in message
+    assert trained_with in message
+
+
+def test_codes_that_the_model_was_not_trained_with(
+    run: Path, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other_codes"
+    assert fit.main([f"store={prepared.store}", f"out={other}", "levels=2", "codes=16", "seed=5"]) == 0
+    store = EventStore.open(prepared.store)
+    ours, theirs = CodeTable.open(prepared.codes, store).fingerprint, CodeTable.open(other, store).fingerprint
+    assert ours != theirs
+    message = fault(capsys, run, f"codes={other}")
+    assert ours in message
+    assert theirs in message
+
+
+def test_a_checkpoint_whose_tensors_are_gone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = run / "checkpoints" / STEP / checkpoints.STATE
+    for file in state.glob("*.distcp"):
+        file.unlink()
+    assert str(state) in fault(capsys, run)
+
+
+def test_damaged_training_records_leave_no_half_of_the_results(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "metrics.jsonl").write_text("torn\n{}\n")
+    assert evaluate.main([f"run={run}", "bootstrap=5"]) == 2
+    assert "line 1" in capsys.readouterr().err
+    assert not (run / "metrics.json").exists()
+    assert not (run / "report.html").exists()
+
+
+def test_nobody_to_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = make_store(tmp_path / "store", [[0, 1], [2, 3], [1, 2]] * 5, 4)
+    codes = tmp_path / "codes"
+    assert fit.main([f"store={store.path}", f"out={codes}", "levels=3", "codes=2"]) == 0
+    write_checkpoint(tmp_path / "run", store.path, codes)
+    assert "none of its 15 users has a held-out event" in fault(capsys, tmp_path / "run")
+
+
+@pytest.mark.parametrize("setting", ["depth=10", "bootstrap=0", "tokens=0", "depht=10"])
+def test_settings_that_break_a_rule(run: Path, setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert setting.split("=")[0] in fault(capsys, run, setting)

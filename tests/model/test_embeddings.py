@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.config import ModelConfig, Vocabulary
+from model.embeddings import BLOCK_ROWS, build_embeddings, draw_rows, sum_features, table_rows
+
+WHOLE = draw_rows(7, "rq", 0, 2 * BLOCK_ROWS + 100, 3, 0.5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, len(WHOLE)), st.integers(0, len(WHOLE)))
+def test_rows_do_not_depend_on_the_slice(a: int, b: int) -> None:
+    start, stop = min(a, b), max(a, b)
+    assert torch.equal(draw_rows(7, "rq", start, stop, 3, 0.5), WHOLE[start:stop])
+
+
+def test_rows_depend_on_seed_table_and_block() -> None:
+    assert abs(WHOLE.std().item() - 0.5) < 0.01
+    assert abs(WHOLE.mean().item()) < 0.01
+    assert not torch.equal(draw_rows(8, "rq", 0, 9, 3, 0.5), WHOLE[:9])
+    assert not torch.equal(draw_rows(7, "event_type", 0, 9, 3, 0.5), WHOLE[:9])
+    assert not torch.equal(WHOLE[:9], WHOLE[BLOCK_ROWS : BLOCK_ROWS + 9])
+
+
+@pytest.mark.parametrize(
+    ("artists", "quotients", "remainders"), [(0, 1, 1), (1, 2, 1), (5, 2, 5), (8, 2, 8), (9, 3, 8), (17, 4, 8)]
+)
+def test_artist_tables_have_a_row_for_the_unknown(artists: int, quotients: int, remainders: int) -> None:
+    rows = table_rows(ModelConfig(qr_remainders=8), Vocabulary(levels=2, codes=5, artists=artists, event_types=3))
+    assert rows == {"rq": 10, "artist_quotient": quotients, "artist_remainder": remainders, "event_type": 3}
+    known = {artist // 8 for artist in range(artists)}
+    assert quotients - 1 not in known
+    assert all(quotient < quotients - 1 for quotient in known)
+
+
+def test_pooling_sums_what_a_loop_would_sum(batch_of, users, vocabulary) -> None:
+    cfg = ModelConfig(width=6, qr_remainders=8)
+    ebc = build_embeddings(cfg, vocabulary, 1, torch.device("cpu"))
+    batch = batch_of(users, padding=3)
+    x_LD = sum_features(ebc(batch.features), 6)
+    expected = torch.zeros_like(x_LD)
+    for name, jagged in batch.features.to_dict().items():
+        table = ebc.embedding_bags[name].weight
+        for token, ids in enumerate(jagged.to_dense()):
+            expected[token] += table[ids].sum(dim=0)
+    torch.testing.assert_close(x_LD, expected)
+    assert torch.equal(x_LD[-3:], torch.zeros(3, 6))

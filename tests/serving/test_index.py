@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from semantic_ids.trie import CodeTrie
+from serving.engine import ranked_catalogue
+from serving.exact import ExactEngine
+from serving.index import FaissEngine
+from tests.serving.helpers import Case, cases, code_table, hidden, log_probability, make_heads, query_of
+
+CPU = torch.device("cpu")
+
+
+def all_tuples(case: Case) -> np.ndarray:
+    codes, levels = case.table.codes_per_level, case.table.num_levels
+    return np.array(list(itertools.product(range(codes), repeat=levels)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(cases())
+def test_with_room_for_all_beams_decode_gives_every_tuple(case: Case) -> None:
+    if case.table.codes_per_level**case.table.num_levels > 100:
+        return
+    tuples = all_tuples(case)
+    engine = FaissEngine(case.heads, case.table, ranked_catalogue(case.table, CPU), beams=len(tuples))
+    vectors, log_p = engine.decode(case.hidden_BD)
+    for row, x_D in enumerate(case.hidden_BD):
+        expected = np.array([log_probability(case.heads, x_D, codes) for codes in tuples])
+        order = np.argsort(-expected)
+        np.testing.assert_allclose(log_p[row].numpy(), expected[order], rtol=1e-4, atol=1e-4)
+        if np.diff(np.sort(expected)).min(initial=1.0) > 1e-3:
+            np.testing.assert_allclose(vectors[row].numpy(), case.table.decode(tuples[order]), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_lists_are_brute_force_over_beams_and_items(case: Case) -> None:
+    """With every neighbour asked of every beam the definition can be written out in numpy."""
+    engine = FaissEngine(case.heads, case.table, ranked_catalogue(case.table, CPU), beams=4, near=1000)
+    vectors, log_p = (value.double().numpy() for value in engine.decode(case.hidden_BD))
+    depth = len(case.table.codes_NC)
+    items_BK, scores_BK = engine.retrieve(case.query, depth)
+    step = np.square(case.table.codebooks_CVd[-1].astype(np.float64)).sum(1).mean()
+    for row, seen in enumerate(case.seen):
+        left = [item for item in case.known if item not in seen]
+        distance = np.square(case.table.decode(case.table.codes_NC[left])[:, None] - vectors[row]).sum(-1)
+        best = dict(zip(left, (log_p[row] - 2 * distance / step).max(1, initial=-np.inf), strict=True))
+        items = items_BK[row, : len(left)].tolist()
+        assert sorted(items) == left
+        np.testing.assert_allclose(scores_BK[row, : len(left)], [best[item] for item in items], rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("near", [1, 5, 1000])
+def test_users_of_one_batch_do_not_change_one_another(near: int) -> None:
+    random = np.random.default_rng(0)
+    table = code_table(random.integers(0, 8, (60, 2)), 8)
+    engine = FaissEngine(make_heads(2, 8, sharpness=3.0), table, ranked_catalogue(table, CPU), beams=6, near=near)
+    x_BD = hidden(5)
+    seen = [random.integers(0, 60, length).tolist() for length in (0, 3, 50, 1, 10)]
+    together, _ = engine.retrieve(query_of(x_BD, seen), 5)
+    alone = [engine.retrieve(query_of(x_D[None], [own]), 5)[0] for x_D, own in zip(x_BD, seen, strict=True)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_more_beams_come_closer_to_exact_scoring() -> None:
+    """Rows of a wide codebook are all about as far apart, so that what tells items apart is in the beams alone."""
+    random = np.random.default_rng(1)
+    table = code_table(random.integers(0, 16, (400, 2)), 16, width=64)
+    heads, catalogue = make_heads(2, 16, sharpness=0.2), ranked_catalogue(table, CPU)
+    query = query_of(hidden(40), [[]] * 40)
+    exact, _ = ExactEngine(heads, CodeTrie.of(table), catalogue).retrieve(query, 40)
+    shared = []
+    for beams in (1, 8, 64):
+        found, _ = FaissEngine(heads, table, catalogue, beams=beams).retrieve(query, 40)
+        shared.append(float((found[:, :, None] == exact[:, None, :]).any(-1).float().mean()))
+    assert shared[0] + 0.1 < shared[1] < shared[2] - 0.1
+    assert shared[2] > 0.95
+
+
+def test_equal_codebook_rows_of_the_last_level_are_no_division_by_zero() -> None:
+    table = code_table(np.array([[1], [1], [0]]), 2)
+    table.codebooks_CVd[:] = 0
+    items, scores = FaissEngine(make_heads(1, 2), table, ranked_catalogue(table, CPU)).retrieve(
+        query_of(hidden(1), [[]]), 3
+    )
+    assert sorted(items[0].tolist()) == [-1, 0, 1]
+    assert torch.isfinite(scores[0, :2]).all()

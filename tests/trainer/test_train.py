@@ -1,0 +1,205 @@
+"""Training as users start it: torchrun, several ranks, resumed, repeated. Losses and parameters compared whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from serving import checkpoints
+from sharding.apply import gather_table, sharded_tables
+from sharding.world import open_world
+from tests.conftest import Prepared
+from trainer.train import main
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "epochs=6",
+    "validate_every=2",
+    "log_every=1",
+    "seed=5",
+    "model.width=16",
+    "model.heads=2",
+    "model.head_dim_qk=8",
+    "model.head_dim_v=8",
+    "model.max_history=32",
+    "batch.tokens=64",
+    "batch.bins=6",
+    "batch.windows=tiled",
+    "batch.shuffle_ties=true",
+    "optimizer.warmup_steps=4",
+    "optimizer.clip_norm=1.0",
+]
+NO_DROPOUT = ["model.dropout=0.0", "model.input_dropout=0.0"]
+
+
+def torchrun(ranks: int, prepared: Prepared, run: Path, *keys: str) -> None:
+    """Train in a job of its own, as a user would."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += [
+        "-m",
+        "trainer.train",
+        f"store={prepared.store}",
+        f"codes={prepared.codes}",
+        f"run={run}",
+        *SMALL,
+        *keys,
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def records(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in records(run, "train")]
+
+
+def parameters(run: Path) -> dict[str, Tensor]:
+    """Every parameter of the newest checkpoint, tables whole, read by one process whatever wrote them."""
+    with open_world() as world:
+        model = checkpoints.load_model(checkpoints.find_checkpoint(run, "latest"), world)
+        tables = {name: gather_table(table, world) for name, table in sharded_tables(model).items()}
+        dense = {name: value for name, value in model.state_dict().items() if not name.startswith("ebc.")}
+    return {name: value.clone() for name, value in (tables | dense).items() if value is not None}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run on two ranks, with dropout."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    torchrun(2, prepared, run)
+    return run
+
+
+def test_the_same_global_batches_on_one_two_and_three_ranks_train_the_same_model(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    for ranks in (1, 2, 3):
+        torchrun(ranks, prepared, tmp_path / str(ranks), *NO_DROPOUT)
+    one = losses(tmp_path / "1")
+    assert len(one) >= 20
+    assert one[-1] < 0.95 * one[0], "nothing was learnt, so equality would prove little"
+    expected = parameters(tmp_path / "1")
+    for ranks in (2, 3):
+        assert losses(tmp_path / str(ranks)) == pytest.approx(one, rel=1e-5)
+        found = parameters(tmp_path / str(ranks))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                found[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def test_two_runs_with_one_seed_are_bit_identical(two_ranks: Path, prepared: Prepared, tmp_path: Path) -> None:
+    torchrun(2, prepared, tmp_path / "again")
+    assert losses(tmp_path / "again") == losses(two_ranks)
+    again, once = parameters(tmp_path / "again"), parameters(two_ranks)
+    assert all(torch.equal(again[name], once[name]) for name in once)
+
+
+@pytest.mark.parametrize("stop", ["max_steps=7", "max_steps=8"])
+def test_a_resumed_run_goes_the_way_of_the_uninterrupted_one(
+    two_ranks: Path, prepared: Prepared, tmp_path: Path, stop: str
+) -> None:
+    run = tmp_path / "run"
+    torchrun(2, prepared, run, stop)
+    assert len(losses(run)) == int(stop.split("=")[1])
+    torchrun(2, prepared, run, "resume=true")
+    assert losses(run) == losses(two_ranks)
+    resumed, whole = parameters(run), parameters(two_ranks)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_another_seed_gives_another_run(two_ranks: Path, prepared: Prepared, tmp_path: Path) -> None:
+    torchrun(2, prepared, tmp_path / "other", "seed=6", "max_steps=3")
+    assert losses(tmp_path / "other")[0] != losses(two_ranks)[0]
+
+
+def test_a_run_leaves_what_it_promises(two_ranks: Path) -> None:
+    assert (two_ranks / "config.yaml").is_file()
+    assert list((two_ranks / "tensorboard").glob("events.*"))
+    best = json.loads((two_ranks / "checkpoints" / "best.json").read_text())["checkpoint"]
+    names = [path.name for path in checkpoints.list_checkpoints(two_ranks)]
+    assert best in names
+    assert not list((two_ranks / "checkpoints").glob(".*")), "an aside folder was left behind"
+    validations = records(two_ranks, "validation")
+    assert len(validations) == 3
+    chosen = max(validations, key=lambda record: record["ndcg@10"])
+    assert checkpoints.step_folder(chosen["step"]) == best
+    for record in records(two_ranks, "train"):
+        assert sum(record["level_loss"]) == pytest.approx(record["loss"])
+
+
+def train_here(prepared: Prepared, run: Path, *keys: str) -> int:
+    return main([f"store={prepared.store}", f"codes={prepared.codes}", f"run={run}", *SMALL, *keys])
+
+
+def test_faults_of_a_configuration_are_named_together(
+    prepared: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train_here(prepared, tmp_path / "run", "model.widht=8", "epochs=many", "batch.windows=latest") == 2
+    message = capfd.readouterr().err
+    for part in ("model.widht", "model.width", "epochs", "many", "batch.windows", "latest", "tiled"):
+        assert part in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [
+        (["batch.tokens=16"], ["batch.tokens", "16", "model.max_history", "32"]),
+        (["batch.bins=0"], ["batch.bins", "at least 1"]),
+        (["resume=true"], ["no checkpoint"]),
+        (["store=nowhere"], ["nowhere"]),
+    ],
+)
+def test_a_wrong_value_leaves_no_run_behind(
+    prepared: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str], keys: list[str], parts: list[str]
+) -> None:
+    assert train_here(prepared, tmp_path / "run", *keys) == 2
+    message = capfd.readouterr().err
+    assert all(part in message for part in parts), message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_that_does_not_match_its_codes_is_refused_by_both_fingerprints(
+    prepared: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from data import prepare
+    from tests.yambda_example import write_yambda_example
+
+    raw = write_yambda_example(tmp_path / "raw", users=20, items=60, seed=9)
+    assert prepare.main(["source=yambda", f"path={raw}", "kind=listens", f"out={tmp_path / 'other'}"]) == 0
+    capfd.readouterr()
+    assert train_here(prepared, tmp_path / "run", f"store={tmp_path / 'other'}") == 2
+    message = capfd.readouterr().err
+    for manifest in (prepared.store / "manifest.json", tmp_path / "other" / "manifest.json"):
+        assert json.loads(manifest.read_text())["fingerprint"] in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_differently_by_accident(
+    two_ranks: Path, prepared: Prepared, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in two_ranks.rglob("*"))
+    assert train_here(prepared, two_ranks) == 2
+    assert "overwrite=true" in capfd.readouterr().err
+    assert train_here(prepared, two_ranks, "resume=true", "model.width=32", "optimizer.learning_rate=0.5") == 2
+    message = capfd.readouterr().err
+    assert "model.width=16" in message
+    assert "optimizer.learning_rate" in message
+    assert sorted(path.name for path in two_ranks.rglob("*")) == before

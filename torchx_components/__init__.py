@@ -1,0 +1,1 @@
+"""Jobs for TorchX; knows the rooms by name only."""

@@ -1,0 +1,1 @@
+"""Training: the entry point, the loop, optimizers, checkpoints and telemetry."""

@@ -1,0 +1,1 @@
+"""Writing checkpoints; their layout and reading stand in `serving.checkpoints`."""

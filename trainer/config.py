@@ -1,0 +1,67 @@
+"""Options of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.config import REQUIRED, group, option
+from common.errors import InputError
+from model.config import ModelConfig
+
+
+@dataclass
+class BatchConfig:
+    """What a step reads."""
+
+    tokens: int = option(4096, "token budget of one bin; at least model.max_history", minimum=1)
+    bins: int = option(2, "bins in a global step; the number of ranks must divide it", minimum=1)
+    windows: str = option(
+        "newest",
+        "newest: a user's newest max_history events; tiled: the whole history, cut into windows of that length",
+        choices=("newest", "tiled"),
+    )
+    shuffle_ties: bool = option(
+        False, "order events of one user and one second anew in each epoch, where the log's order means nothing"
+    )
+
+
+@dataclass
+class OptimizerConfig:
+    """How parameters move."""
+
+    learning_rate: float = option(1e-3, "AdamW, dense parameters", minimum=0)
+    weight_decay: float = option(0.0, "AdamW, matrices only", minimum=0)
+    beta2: float = option(0.98, "AdamW's second beta", minimum=0)
+    sparse_learning_rate: float = option(0.02, "row-wise Adagrad, embedding tables", minimum=0)
+    sparse_epsilon: float = option(1e-8, "row-wise Adagrad's epsilon", minimum=0)
+    warmup_steps: int = option(50, "steps over which both rates rise from zero", minimum=0)
+    schedule: str = option("cosine", "how both rates fall to zero at the end", choices=("cosine", "constant"))
+    clip_norm: float = option(0.0, "largest norm of the dense gradient; 0 does not clip", minimum=0)
+
+
+@dataclass
+class TrainConfig:
+    """One training run."""
+
+    run: str = option(REQUIRED, "folder of the run: configuration, metrics, checkpoints")
+    store: str = option(REQUIRED, "event store, made by data.prepare")
+    codes: str = option(REQUIRED, "code table, made by semantic_ids.fit")
+    seed: int = option(0, "decides initial values, order of users and dropout", minimum=0)
+    epochs: int = option(20, "passes over the training windows", minimum=1)
+    max_steps: int = option(0, "end after this many steps; 0 trains all epochs", minimum=0)
+    validate_every: int = option(1, "epochs between validations, each followed by a checkpoint", minimum=1)
+    patience: int = option(0, "end after this many validations without improvement; 0 never does", minimum=0)
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, beside the best", minimum=1)
+    log_every: int = option(10, "steps between lines of metrics.jsonl", minimum=1)
+    resume: bool = option(False, "go on from the run's newest checkpoint")
+    overwrite: bool = option(False, "replace what an earlier run left in the folder")
+    model: ModelConfig = group(ModelConfig, "the model")
+    batch: BatchConfig = group(BatchConfig, "batches")
+    optimizer: OptimizerConfig = group(OptimizerConfig, "optimizers")
+
+    def __post_init__(self) -> None:
+        if self.batch.tokens < self.model.max_history:
+            raise InputError(
+                f"`batch.tokens` is {self.batch.tokens}, less than `model.max_history` {self.model.max_history}: "
+                f"a user's whole window must fit into one bin"
+            )

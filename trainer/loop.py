@@ -1,0 +1,169 @@
+"""The training loop: epochs of pipelined steps, each epoch's end validated and saved.
+
+Everything random in a step follows from (seed, step, rank), and batches from (seed, epoch), so a run resumed from a
+checkpoint goes through exactly the steps that the uninterrupted run would have gone through.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from common.seeding import seed_everything
+from data.batches import Batch
+from data.loader import Loader
+from serving.checkpoints import CheckpointManifest, step_folder
+from sharding.world import World
+from trainer.checkpoint.writer import mark_best, remove_old, training_state, write_checkpoint
+from trainer.config import TrainConfig
+from trainer.optimizers import Optimizers
+from trainer.telemetry import IntervalSums, Stopwatch, Telemetry
+
+SELECTION_METRIC = "ndcg@10"
+"""The validation metric that chooses the best checkpoint."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come. Travels in the checkpoint's manifest.
+
+    Args:
+        step: steps done.
+        epoch: epoch of the next step.
+        step_in_epoch: place of the next step in it.
+        best: largest validation metric so far, −1 before the first.
+        best_checkpoint: where it was reached.
+        stale: validations since.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best: float = -1.0
+    best_checkpoint: str = ""
+    stale: int = 0
+
+
+@dataclass
+class Trainer:
+    """One run: what it trains, with what, and where it reports.
+
+    Args:
+        validate: metrics of the model on the validation items.
+        describe: a checkpoint's manifest, given progress and metrics.
+    """
+
+    config: TrainConfig
+    world: World
+    model: DistributedModelParallel
+    loader: Loader
+    optimizers: Optimizers
+    telemetry: Telemetry
+    validate: Callable[[], dict[str, float]]
+    describe: Callable[[Progress, dict[str, float]], CheckpointManifest]
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        self.run = Path(self.config.run)
+        self.sums = IntervalSums(self.model.module.tower.heads.levels, self.world.device)
+        self.pipeline = TrainPipelineSparseDist(
+            self.model, self.optimizers.combined, self.world.device, execute_all_batches=True
+        )
+        self.log_start, self.wait = time.perf_counter(), Stopwatch()
+
+    def train(self, progress: Progress) -> Progress:
+        """Train from `progress` to the end of the run, or until validation stops improving."""
+        first_step = progress.step
+        while progress.epoch < self.config.epochs and progress.step < self.total_steps:
+            self._train_epoch(progress, first_step)
+            last = progress.epoch >= self.config.epochs or progress.step >= self.total_steps
+            if last or (progress.step_in_epoch == 0 and progress.epoch % self.config.validate_every == 0):
+                self._validate_and_save(progress)
+                if self.config.patience and progress.stale >= self.config.patience:
+                    self.telemetry.say(f"no improvement in {progress.stale} validations: training ends")
+                    break
+        return progress
+
+    def _train_epoch(self, progress: Progress, first_step: int) -> None:
+        """Train what is left of an epoch, and of the run's steps."""
+        steps = self.loader.steps_per_epoch(progress.epoch) - progress.step_in_epoch
+        steps_left = self.total_steps - progress.step
+        batches = self.loader.iterate(progress.epoch, progress.step_in_epoch)
+        stream = self.wait.timed(itertools.islice(batches, steps_left))
+        self.pipeline.attach()
+        self.model.train()
+        while self._step(stream, progress):
+            if progress.step % self.config.log_every == 0:
+                self._log(progress, first_step)
+        self.pipeline.detach()  # validation calls the model itself
+        if steps <= steps_left:
+            progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+
+    def _step(self, stream: Iterator[Batch], progress: Progress) -> bool:
+        """One step of the pipeline; False when the stream has ended and every batch has been used."""
+        self.optimizers.set_rates(progress.step)
+        seed_everything(self.config.seed, "step", progress.step, self.world.rank)
+        try:
+            output = self.pipeline.progress(stream)
+        except StopIteration:
+            return False
+        self.sums.add(output)
+        progress.step += 1
+        progress.step_in_epoch += 1
+        return True
+
+    def _restart_clock(self) -> None:
+        self.log_start, self.wait.seconds = time.perf_counter(), 0.0
+
+    def _log(self, progress: Progress, first_step: int) -> None:
+        loss, level_loss, accuracy, targets = self.sums.take()
+        seconds = time.perf_counter() - self.log_start
+        data_wait = self.wait.seconds / seconds
+        values: dict[str, Any] = {
+            "epoch": progress.epoch,
+            "loss": loss,
+            "level_loss": level_loss,
+            "level_accuracy": accuracy,
+            "events_per_s": targets / seconds,
+            "data_wait": data_wait,
+            "rate_factor": self.optimizers.factor,
+        }
+        self.telemetry.record("train", progress.step, values)
+        self.telemetry.say_step(
+            progress.step, self.total_steps, loss, targets / seconds, data_wait, progress.step - first_step
+        )
+        self._restart_clock()
+
+    def _validate_and_save(self, progress: Progress) -> None:
+        paused = time.perf_counter()
+        metrics = self.validate()
+        improved = metrics[SELECTION_METRIC] > progress.best
+        progress.stale = 0 if improved else progress.stale + 1
+        name = step_folder(progress.step)
+        if improved:
+            progress.best, progress.best_checkpoint = metrics[SELECTION_METRIC], name
+        path = write_checkpoint(
+            self.run, self.describe(progress, metrics), training_state(self.model, self.optimizers), self.world
+        )
+        if self.world.is_main:
+            if improved:
+                mark_best(self.run, path)
+            remove_old(self.run, progress.best_checkpoint, self.config.keep_checkpoints)
+        self._report_validation(progress, metrics, improved)
+        self.log_start += time.perf_counter() - paused  # the rate is that of training alone
+
+    def _report_validation(self, progress: Progress, metrics: dict[str, float], improved: bool) -> None:
+        values: dict[str, Any] = {"epoch": progress.epoch, **metrics}
+        self.telemetry.record("validation", progress.step, values)
+        self.telemetry.say(
+            f"epoch {progress.epoch}/{self.config.epochs}  step {progress.step}  validation  "
+            f"ndcg@10 {metrics['ndcg@10']:.4f}  hr@10 {metrics['hr@10']:.4f}  mrr {metrics['mrr']:.4f}"
+            f"{'  best so far' if improved else ''}"
+        )

@@ -1,0 +1,138 @@
+"""What a run writes about itself: `metrics.jsonl`, TensorBoard, and one line a step or so for the person watching."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from common.progress import format_count, format_seconds
+from model.recommender import Output
+from sharding.world import World
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Adds up the time spent waiting for an iterator: the data wait of a training step."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, items: Iterable[T]) -> Iterator[T]:
+        """The same items; the time to get each is added to `seconds`."""
+        iterator = iter(items)
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.perf_counter() - start
+            yield item
+
+
+class IntervalSums:
+    """Losses and hits of the steps since the last line, on the device until they are asked for."""
+
+    def __init__(self, levels: int, device: torch.device) -> None:
+        # Row 0: loss per level; row 1: correct codes per level; row 2: number of targets, repeated.
+        self.sums = torch.zeros(3, levels, dtype=torch.float64, device=device)
+
+    def add(self, output: Output) -> None:
+        """Count one step of this rank."""
+        self.sums[0] += output.level_loss_sum_C
+        self.sums[1] += output.level_correct_C
+        self.sums[2] += output.num_targets
+
+    def take(self) -> tuple[float, list[float], list[float], int]:
+        """(loss per target, the same by level, accuracy by level, targets) over all ranks, and start anew."""
+        total: Tensor = self.sums.cpu().clone()  # on the CPU, `cpu` alone is the same tensor
+        dist.all_reduce(total)
+        self.sums.zero_()
+        targets = total[2, 0].item()
+        level_loss = (total[0] / max(targets, 1)).tolist()
+        return sum(level_loss), level_loss, (total[1] / max(targets, 1)).tolist(), int(targets)
+
+
+class Telemetry:
+    """Writes the records of a run on rank 0; does nothing elsewhere."""
+
+    def __init__(self, run: Path, world: World, *, resume_step: int | None) -> None:
+        self.quiet = not world.is_main
+        self.start = time.monotonic()
+        if self.quiet:
+            return
+        run.mkdir(parents=True, exist_ok=True)
+        path = run / "metrics.jsonl"
+        if resume_step is not None:
+            _keep_records_until(path, resume_step)
+        self._file = path.open("w" if resume_step is None else "a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step)
+        self._terminal = sys.stderr.isatty()
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """One line of `metrics.jsonl`, and every number (or list of numbers, by index) to TensorBoard."""
+        if self.quiet:
+            return
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            series = value if isinstance(value, list) else [value]
+            for index, number in enumerate(series):
+                if isinstance(number, int | float):
+                    tag = f"{kind}/{name}/{index}" if isinstance(value, list) else f"{kind}/{name}"
+                    self._tensorboard.add_scalar(tag, number, step)
+
+    def say_step(
+        self, step: int, total: int, loss: float, events_per_s: float, data_wait: float, done_here: int
+    ) -> None:
+        """Loss, rate and time left."""
+        if self.quiet:
+            return
+        left = (time.monotonic() - self.start) / max(done_here, 1) * (total - step)
+        line = (
+            f"step {step}/{total}  loss {loss:.4f}  {format_count(events_per_s)} events/s  "
+            f"data wait {data_wait:.1%}  {format_seconds(left)} left"
+        )
+        sys.stderr.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self.quiet:
+            return
+        sys.stderr.write(f"\r\x1b[2K{line}\n" if self._terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self.quiet:
+            return
+        self._file.close()
+        self._tensorboard.close()
+
+
+def _keep_records_until(path: Path, step: int) -> None:
+    """Drop what an interrupted run recorded after the checkpoint it resumes from: those steps are run again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _step_of(line) <= step]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")  # the torn last line of a killed run

@@ -1,0 +1,253 @@
+"""Train a recommender: `torchrun --standalone --nproc-per-node 2 -m trainer.train --config FILE key=value …`
+
+Without torchrun it is one process. Tables lie row-wise over the ranks, everything else is data-parallel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.config import load_resolved, run_entry, to_plain, to_yaml
+from common.errors import InputError
+from common.files import fingerprint_of, write_text_atomically
+from common.noise import quiet_known_warnings
+from data.event_store import EventStore
+from data.loader import Loader, item_features
+from data.sequences import request_windows, training_windows
+from data.split import Split, leave_last_out
+from evaluation.evaluator import evaluate_windows
+from model.config import Vocabulary
+from semantic_ids.codebook import CodeTable
+from semantic_ids.trie import CodeTrie
+from serving import checkpoints
+from serving.engine import ranked_catalogue
+from serving.exact import ExactEngine
+from sharding.apply import sharded_tables
+from sharding.world import World, open_world
+from trainer.checkpoint.writer import training_state
+from trainer.config import TrainConfig
+from trainer.loop import Progress, Trainer
+from trainer.optimizers import Optimizers
+from trainer.telemetry import Telemetry
+
+_MAY_CHANGE_ON_RESUME = {
+    "run",
+    "resume",
+    "overwrite",
+    "max_steps",
+    "log_every",
+    "keep_checkpoints",
+    "patience",
+    "validate_every",
+}
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run one training from its configuration; returns a summary."""
+    quiet_known_warnings()
+    with open_world() as world:
+        store = EventStore.open(Path(config.store))
+        codes = CodeTable.open(Path(config.codes), store)
+        split = leave_last_out(np.diff(store.offsets))
+        loader = training_loader(config, store, codes, split, world)
+        resume_from = prepare_run_folder(config, world)
+
+        vocabulary = Vocabulary(codes.num_levels, codes.codes_per_level, store.num_artists, len(store.event_types))
+        model = checkpoints.build_sharded(
+            config.model,
+            vocabulary,
+            world,
+            seed=config.seed,
+            learning_rate=config.optimizer.sparse_learning_rate,
+            epsilon=config.optimizer.sparse_epsilon,
+        )
+        total_steps = count_steps(config, loader)
+        optimizers = Optimizers(model, config.optimizer, config.epochs * loader.steps_per_epoch(0))
+        progress = Progress()
+        if resume_from:
+            manifest = checkpoints.read_manifest(resume_from)
+            checkpoints.check_belongs(manifest, resume_from, store, codes)
+            optimizers.make_states()
+            checkpoints.load_state(training_state(model, optimizers), resume_from)
+            progress = Progress(**manifest.progress)
+
+        telemetry = Telemetry(Path(config.run), world, resume_step=progress.step if resume_from else None)
+        telemetry.say(describe_run(model, store, loader, world, total_steps))
+        trainer = Trainer(
+            config=config,
+            world=world,
+            model=model,
+            loader=loader,
+            optimizers=optimizers,
+            telemetry=telemetry,
+            validate=Validation(config, store, codes, split, model, world),
+            describe=ManifestMaker(config, store, codes, vocabulary, world),
+            total_steps=total_steps,
+        )
+        progress = trainer.train(progress)
+        telemetry.close()
+        return {"run": config.run, **dataclasses.asdict(progress)}
+
+
+def training_loader(config: TrainConfig, store: EventStore, codes: CodeTable, split: Split, world: World) -> Loader:
+    """Every user's training window, packed and shuffled."""
+    windows = training_windows(store.offsets, split, config.model.max_history, config.batch.windows)
+    return Loader(
+        store,
+        item_features(store, codes.codes_NC, codes.codes_per_level, config.model.qr_remainders),
+        windows,
+        tokens=config.batch.tokens,
+        bins=config.batch.bins,
+        rank=world.rank,
+        world_size=world.size,
+        seed=config.seed,
+        shuffle=True,
+        shuffle_ties=config.batch.shuffle_ties,
+    )
+
+
+def count_steps(config: TrainConfig, loader: Loader) -> int:
+    """Steps of the whole run."""
+    total = sum(loader.steps_per_epoch(epoch) for epoch in range(config.epochs))
+    return min(total, config.max_steps) if config.max_steps else total
+
+
+class Validation:
+    """Metrics of exact scoring on the validation items; the test items are not touched."""
+
+    def __init__(
+        self, config: TrainConfig, store: EventStore, codes: CodeTable, split: Split, model: Any, world: World
+    ) -> None:
+        self.store, self.model, self.world = store, model, world
+        self.loader = Loader(
+            store,
+            item_features(store, codes.codes_NC, codes.codes_per_level, config.model.qr_remainders),
+            request_windows(split.validation_U, config.model.max_history),
+            tokens=config.batch.tokens,
+            bins=world.size,
+            rank=world.rank,
+            world_size=world.size,
+            seed=config.seed,
+            shuffle=False,
+        )
+        catalogue = ranked_catalogue(codes, world.device)
+        self.engine = ExactEngine(model.module.tower.heads, CodeTrie.of(codes), catalogue)
+
+    def __call__(self) -> dict[str, float]:
+        """Validate the model as it is now."""
+        result = evaluate_windows(
+            self.model,
+            [self.engine],
+            self.loader,
+            self.store,
+            self.world,
+            depth=self.engine.catalogue.size,
+            label="validate",
+        )
+        return result.summary(self.engine.name, self.store.num_items)
+
+
+class ManifestMaker:
+    """A checkpoint's manifest from a run's constants and its present state."""
+
+    def __init__(
+        self, config: TrainConfig, store: EventStore, codes: CodeTable, vocabulary: Vocabulary, world: World
+    ) -> None:
+        self.constants: dict[str, Any] = {
+            "format": checkpoints.FORMAT,
+            "format_version": checkpoints.FORMAT_VERSION,
+            "world_size": world.size,
+            "store": config.store,
+            "codes": config.codes,
+            "store_fingerprint": store.fingerprint,
+            "codes_fingerprint": codes.fingerprint,
+            "model": to_plain(config.model),
+            "vocabulary": dataclasses.asdict(vocabulary),
+            "config_fingerprint": fingerprint_of(_course(config)),
+        }
+
+    def __call__(self, progress: Progress, metrics: dict[str, float]) -> checkpoints.CheckpointManifest:
+        """The manifest of a checkpoint taken now."""
+        return checkpoints.CheckpointManifest(
+            **self.constants,
+            step=progress.step,
+            epoch=progress.epoch,
+            progress=dataclasses.asdict(progress),
+            metrics=metrics,
+        )
+
+
+def prepare_run_folder(config: TrainConfig, world: World) -> Path | None:
+    """Write `config.yaml` into the run folder; returns the checkpoint to resume from, if any.
+
+    Raises:
+        InputError: the folder holds a run and neither `resume` nor `overwrite` was asked for, or the run to be
+            resumed was configured differently.
+    """
+    run = Path(config.run)
+    whole = checkpoints.list_checkpoints(run)
+    if config.resume:
+        resume_from = checkpoints.find_checkpoint(run, "latest")
+        _check_same_course(config, run)
+        return resume_from
+    if whole and not config.overwrite:
+        raise InputError(
+            f"{run}: already holds {len(whole)} checkpoints; go on with resume=true, start anew with overwrite=true, "
+            f"or choose another run=…"
+        )
+    if world.is_main:
+        if run.exists():
+            shutil.rmtree(run)
+        write_text_atomically(run / "config.yaml", to_yaml(config))
+    return None
+
+
+def _check_same_course(config: TrainConfig, run: Path) -> None:
+    before, now = _course(load_resolved(TrainConfig, run / "config.yaml")), _course(config)
+    faults = [
+        f"{run / 'config.yaml'}: the run was started with {key}={before[key]}, now it is {now[key]}; "
+        f"resume with the same value, or start another run"
+        for key in before
+        if before[key] != now[key]
+    ]
+    if faults:
+        raise InputError(*faults)
+
+
+def _course(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the course of training, flat."""
+
+    def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in tree.items():
+            flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        return flat
+
+    return {key: value for key, value in flatten(to_plain(config)).items() if key not in _MAY_CHANGE_ON_RESUME}
+
+
+def describe_run(model: Any, store: EventStore, loader: Loader, world: World, total_steps: int) -> str:
+    """What is about to be trained, in two lines."""
+    tables = sum(table.size().numel() for table in sharded_tables(model).values())
+    dense = sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("ebc."))
+    return (
+        f"{store.num_users} users, {store.num_items} items, {store.num_events} events; "
+        f"{dense} dense and {tables} table parameters on {world.size} × {world.device.type}\n"
+        f"{total_steps} steps; {loader.padding_share(0):.1%} of the token budget is padding"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return run_entry("trainer.train", "train", TrainConfig, train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
