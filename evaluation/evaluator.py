@@ -102,7 +102,8 @@ def evaluate_windows(
                     items_BK, _ = engine.retrieve(query, depth)
                     local.add(engine.name, items_BK, targets_B)
                 local.add_users(windows_B, targets_B)
-            progress.advance(len(users) * world.size)
+            # The other ranks are assumed to be as far as this one.
+            progress.advance(min(len(users) * world.size, len(loader.windows) - progress.done))
     model.train(was_training)
     return local.gather(world, depth)
 

@@ -20,10 +20,15 @@ from common.seeding import derive_seed
 from data.batches import artist_table_rows
 from model.config import ModelConfig, Vocabulary
 
+CODE_TABLE = "rq"
+
 BLOCK_ROWS = 4096
 """Rows drawn from one generator; part of what a seed means, so never to be changed."""
 
 INITIAL_STD = 0.02
+
+CODEBOOK_NOISE = 0.3
+"""Share of the usual random starting values that is added to those from codebooks."""
 
 
 def table_rows(cfg: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
@@ -37,7 +42,7 @@ def table_rows(cfg: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
         "artist_quotient": quotients,
         "artist_remainder": remainders,
         "event_type": vocabulary.event_types,
-        "rq": vocabulary.levels * vocabulary.codes,
+        CODE_TABLE: vocabulary.levels * vocabulary.codes,
     }
 
 
@@ -85,6 +90,31 @@ def draw_rows(seed: int, table_name: str, start: int, stop: int, width: int, sca
         begin, end = max(start, first), min(stop, first + BLOCK_ROWS)
         rows[begin - start : end - start] = drawn[begin - first : end - first]
     return rows
+
+
+def rows_from_codebooks(codebooks_CVd: Tensor, width: int, noise_RD: Tensor) -> Tensor:
+    """Starting values of the code table that already know which codes mean similar things.
+
+    The codebook rows on their `width` principal directions (fewer where d is smaller), brought to the standard
+    deviation of other starting values level by level, plus some noise, so that no column starts dead.
+
+    Args:
+        codebooks_CVd: the quantiser's.
+        noise_RD: R = C · V rows of `draw_rows`.
+
+    Returns:
+        float32 [R, width], level l's codes from row l · V on.
+    """
+    levels, codes, dimensions = codebooks_CVd.shape
+    directions_kd = torch.linalg.svd(codebooks_CVd.reshape(-1, dimensions).double(), full_matrices=False).Vh[:width]
+    # A singular vector's sign is the library's whim; fixed, it is the same on machines that differ.
+    largest_k1 = directions_kd.abs().argmax(dim=1, keepdim=True)
+    directions_kd = directions_kd * directions_kd.gather(1, largest_k1).sign()
+    projected_CVk = (codebooks_CVd.double() @ directions_kd.T).float()
+    deviation_C11 = projected_CVk.std(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    rows_RD = noise_RD * CODEBOOK_NOISE
+    rows_RD[:, : projected_CVk.shape[2]] += (projected_CVk * (INITIAL_STD / deviation_C11)).reshape(levels * codes, -1)
+    return rows_RD
 
 
 def sum_features(pooled: KeyedTensor, width: int) -> Tensor:

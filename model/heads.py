@@ -34,6 +34,11 @@ class CascadedHeads(nn.Module):
         self.shift = nn.Parameter(torch.randn(prefix_rows, width) * INITIAL_STD) if prefix_rows else None
         self.gate = nn.Parameter(torch.zeros(prefix_rows, width)) if prefix_rows and cfg.gated else None
 
+    def start_from(self, code_rows: Tensor) -> None:
+        """Start each code's output vector from a row of [C·V, D], level l's codes from row l·V on."""
+        with torch.no_grad():
+            self.weight_CVD.copy_(code_rows.view_as(self.weight_CVD))
+
     def states(self, x_TD: Tensor, prefix_codes_Tl: Tensor) -> Iterator[Tensor]:
         """z_0 … z_l, each [T, D], for prefixes of l codes."""
         level_l = torch.arange(prefix_codes_Tl.shape[1], device=x_TD.device)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 
 from common.config import from_plain
@@ -25,7 +26,7 @@ from common.errors import InputError
 from common.files import read_json_object
 from data.event_store import EventStore
 from model.config import ModelConfig, Vocabulary
-from model.embeddings import INITIAL_STD, build_embeddings, draw_rows
+from model.embeddings import CODE_TABLE, INITIAL_STD, build_embeddings, draw_rows, rows_from_codebooks
 from model.recommender import Recommender
 from semantic_ids.codebook import CodeTable
 from sharding.apply import shard_model
@@ -147,19 +148,34 @@ def build_sharded(
     seed: int,
     learning_rate: float = 0.0,
     epsilon: float = 1e-8,
+    codebooks_CVd: Tensor | None = None,
 ) -> DistributedModelParallel:
-    """A recommender with its tables row-wise over the ranks, freshly initialised: the same on any number of ranks."""
+    """A recommender with its tables row-wise over the ranks, freshly initialised: the same on any number of ranks.
+
+    With `codebooks_CVd` the code table and the heads start from the quantiser's codebooks instead of noise.
+    """
     torch.manual_seed(seed)
     tables = build_embeddings(config, vocabulary, seed, torch.device("meta"))
     model = Recommender(config, tables, vocabulary)
+    code_rows = None
+    if codebooks_CVd is not None:
+        noise = draw_rows(seed, CODE_TABLE, 0, vocabulary.levels * vocabulary.codes, config.width, INITIAL_STD)
+        code_rows = rows_from_codebooks(codebooks_CVd, config.width, noise)
+        model.tower.heads.start_from(code_rows)
     model.tower.to(world.device)
+
+    def starting_rows(table: str, start: int, stop: int, width: int) -> Tensor:
+        if table == CODE_TABLE and code_rows is not None:
+            return code_rows[start:stop]
+        return draw_rows(seed, table, start, stop, width, INITIAL_STD)
+
     return shard_model(
         model,
         row_wise_plan(model, world),
         world,
         learning_rate=learning_rate,
         epsilon=epsilon,
-        draw_rows=lambda table, start, stop, width: draw_rows(seed, table, start, stop, width, INITIAL_STD),
+        draw_rows=starting_rows,
     )
 
 

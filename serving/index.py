@@ -48,8 +48,6 @@ class FaissEngine:
         self.heads, self.catalogue, self.beams, self.near = heads, catalogue, beams, near
         self.codebooks_CVd = torch.tensor(table.codebooks_CVd, device=catalogue.item_order.device)
         self.twice_variance = max(0.5 * float(self.codebooks_CVd[-1].square().sum(1).mean()), 1e-12)
-        # Items of one tuple are equally far: where a list is cut among them, all must be there to be put in order.
-        self.largest_group = int(np.diff(table.group_offsets).max(initial=1))
         items = catalogue.item_order.cpu().numpy()
         self.index = faiss.IndexFlatL2(table.codebooks_CVd.shape[2])
         self.index.add(np.ascontiguousarray(table.decode(table.codes_NC[items])))
@@ -88,8 +86,11 @@ class FaissEngine:
         return self.catalogue.top_of(columns_BM, scores_BM, query, k)
 
     def _search(self, vectors_Bbd: Tensor, log_p_Bb: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-        """Columns and scores [B, M] of the `depth` items nearest to each vector, of a few more, or of all there are."""
-        depth = min(depth + self.largest_group - 1, self.catalogue.size)
+        """Columns and scores [B, M] of the `depth` items nearest to each vector, or of all there are.
+
+        FAISS returns equally near items by lower column, so that where a list is cut the right ones are in it.
+        """
+        depth = min(depth, self.catalogue.size)
         if depth == 0 or vectors_Bbd.size(1) == 0:
             return log_p_Bb.new_zeros(len(log_p_Bb), 0, dtype=torch.int64), log_p_Bb.new_zeros(len(log_p_Bb), 0)
         distances, columns = self.index.search(vectors_Bbd.flatten(0, 1).cpu().numpy(), depth)

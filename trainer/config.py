@@ -55,6 +55,12 @@ class TrainConfig:
     log_every: int = option(10, "steps between lines of metrics.jsonl", minimum=1)
     resume: bool = option(False, "go on from the run's newest checkpoint")
     overwrite: bool = option(False, "replace what an earlier run left in the folder")
+    code_init: str = option(
+        "codebooks",
+        "where code embeddings and output heads start; codebooks: from the item vectors' quantiser, so that similar "
+        "codes start alike; random: from noise",
+        choices=("codebooks", "random"),
+    )
     model: ModelConfig = group(ModelConfig, "the model")
     batch: BatchConfig = group(BatchConfig, "batches")
     optimizer: OptimizerConfig = group(OptimizerConfig, "optimizers")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from common.config import load_resolved, run_entry, to_plain, to_yaml
 from common.errors import InputError
@@ -67,6 +68,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             seed=config.seed,
             learning_rate=config.optimizer.sparse_learning_rate,
             epsilon=config.optimizer.sparse_epsilon,
+            codebooks_CVd=torch.from_numpy(codes.codebooks_CVd) if config.code_init == "codebooks" else None,
         )
         total_steps = count_steps(config, loader)
         optimizers = Optimizers(model, config.optimizer, config.epochs * loader.steps_per_epoch(0))

@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import ModelConfig, Vocabulary
-from model.embeddings import BLOCK_ROWS, build_embeddings, draw_rows, sum_features, table_rows
+from model.embeddings import (
+    BLOCK_ROWS,
+    CODE_TABLE,
+    CODEBOOK_NOISE,
+    INITIAL_STD,
+    build_embeddings,
+    draw_rows,
+    rows_from_codebooks,
+    sum_features,
+    table_rows,
+)
 
 WHOLE = draw_rows(7, "rq", 0, 2 * BLOCK_ROWS + 100, 3, 0.5)
 
@@ -49,3 +62,32 @@ def test_pooling_sums_what_a_loop_would_sum(batch_of, users, vocabulary) -> None
             expected[token] += table[ids].sum(dim=0)
     torch.testing.assert_close(x_LD, expected)
     assert torch.equal(x_LD[-3:], torch.zeros(3, 6))
+
+
+@pytest.mark.parametrize(("dimensions", "width"), [(12, 5), (5, 12), (7, 7)])
+def test_rows_from_codebooks_keep_the_codebooks_geometry(dimensions: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rank = min(dimensions, width)  # codebooks that lie in few directions lose nothing in projection
+    codebooks_CVd = torch.randn(3, 16, rank, generator=generator) @ torch.randn(rank, dimensions, generator=generator)
+    noise_RD = draw_rows(0, CODE_TABLE, 0, 48, width, INITIAL_STD)
+    rows_CVD = (rows_from_codebooks(codebooks_CVd, width, noise_RD) - CODEBOOK_NOISE * noise_RD).view(3, 16, width)
+    for level in range(3):
+        distances = torch.cdist(rows_CVD[level].double(), rows_CVD[level].double())
+        expected = torch.cdist(codebooks_CVd[level].double(), codebooks_CVd[level].double())
+        torch.testing.assert_close(distances / distances.max(), expected / expected.max(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows_CVD[:, :, :rank].std(dim=(1, 2)), torch.full((3,), INITIAL_STD), rtol=1e-4, atol=0)
+
+
+def test_rows_from_codebooks_do_not_depend_on_the_sign_of_singular_vectors() -> None:
+    codebooks_CVd = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(4))
+    noise_RD = draw_rows(0, CODE_TABLE, 0, 16, 4, INITIAL_STD)
+    whole = torch.linalg.svd
+
+    def flipped(*args: Any, **kwargs: Any) -> Any:
+        u, s, vh = whole(*args, **kwargs)
+        return SimpleNamespace(U=-u, S=s, Vh=-vh)
+
+    expected = rows_from_codebooks(codebooks_CVd, 4, noise_RD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.linalg, "svd", flipped)
+        assert torch.equal(rows_from_codebooks(codebooks_CVd, 4, noise_RD), expected)

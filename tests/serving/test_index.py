@@ -82,6 +82,23 @@ def test_more_beams_come_closer_to_exact_scoring() -> None:
     assert shared[2] > 0.95
 
 
+@pytest.mark.parametrize("k", [5, 120, 350])
+@pytest.mark.parametrize("users", [1, 40])
+def test_a_list_cut_among_items_of_one_tuple_holds_the_right_ones(k: int, users: int) -> None:
+    """FAISS chooses by other code above a depth of 100 and for more than 20 queries."""
+    random = np.random.default_rng(2)
+    codes = random.integers(1, 4, (1200, 1))
+    table = code_table(codes, 4, plays_N=random.integers(0, 3, 1200))
+    catalogue = ranked_catalogue(table, CPU)
+    items, _ = FaissEngine(make_heads(1, 4), table, catalogue).retrieve(query_of(hidden(users), [[]] * users), k)
+    for row in items:
+        code_of_found = codes[row.numpy(), 0]
+        for code in np.unique(code_of_found):
+            members = [item for item in catalogue.item_order.tolist() if codes[item, 0] == code]
+            found = row[torch.from_numpy(code_of_found == code)].tolist()
+            assert found == members[: len(found)]
+
+
 def test_equal_codebook_rows_of_the_last_level_are_no_division_by_zero() -> None:
     table = code_table(np.array([[1], [1], [0]]), 2)
     table.codebooks_CVd[:] = 0
