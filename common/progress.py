@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import TextIO
 
 _TERMINAL_INTERVAL_S = 0.2
-_PLAIN_INTERVAL_S = 10.0
+PLAIN_INTERVAL_S = 10.0
+"""Between lines where there is no terminal to rewrite one on."""
 
 
 def format_seconds(seconds: float) -> str:
@@ -51,7 +52,7 @@ class Progress:
         self.done = 0
         self.start = time.monotonic()
         self._terminal = self.stream.isatty()
-        self._interval = _TERMINAL_INTERVAL_S if self._terminal else _PLAIN_INTERVAL_S
+        self._interval = _TERMINAL_INTERVAL_S if self._terminal else PLAIN_INTERVAL_S
         self._last = self.start
 
     def advance(self, amount: int = 1, note: str = "") -> None:

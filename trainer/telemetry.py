@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from common.progress import format_count, format_seconds
+from common.progress import PLAIN_INTERVAL_S, format_count, format_seconds
 from model.recommender import Output
 from sharding.world import World
 
@@ -70,6 +70,7 @@ class Telemetry:
     def __init__(self, run: Path, world: World, *, resume_step: int | None) -> None:
         self.quiet = not world.is_main
         self.start = time.monotonic()
+        self._last_said = -PLAIN_INTERVAL_S
         if self.quiet:
             return
         run.mkdir(parents=True, exist_ok=True)
@@ -96,10 +97,12 @@ class Telemetry:
     def say_step(
         self, step: int, total: int, loss: float, events_per_s: float, data_wait: float, done_here: int
     ) -> None:
-        """Loss, rate and time left."""
-        if self.quiet:
+        """Loss, rate and time left: rewritten on a terminal, a line now and then elsewhere."""
+        now = time.monotonic()
+        if self.quiet or (not self._terminal and now - self._last_said < PLAIN_INTERVAL_S):
             return
-        left = (time.monotonic() - self.start) / max(done_here, 1) * (total - step)
+        self._last_said = now
+        left = (now - self.start) / max(done_here, 1) * (total - step)
         line = (
             f"step {step}/{total}  loss {loss:.4f}  {format_count(events_per_s)} events/s  "
             f"data wait {data_wait:.1%}  {format_seconds(left)} left"
