@@ -7,6 +7,7 @@ checkpoint goes through exactly the steps that the uninterrupted run would have 
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Trainer:
     Args:
         validate: metrics of the model on the validation items.
         describe: a checkpoint's manifest, given progress and metrics.
+        expected_steps: about how many steps there will be, to say how much is left.
     """
 
     config: TrainConfig
@@ -68,7 +70,7 @@ class Trainer:
     telemetry: Telemetry
     validate: Callable[[], dict[str, float]]
     describe: Callable[[Progress, dict[str, float]], CheckpointManifest]
-    total_steps: int
+    expected_steps: int
 
     def __post_init__(self) -> None:
         self.run = Path(self.config.run)
@@ -76,14 +78,15 @@ class Trainer:
         self.pipeline = TrainPipelineSparseDist(
             self.model, self.optimizers.combined, self.world.device, execute_all_batches=True
         )
+        self.step_limit = self.config.max_steps or sys.maxsize
         self.log_start, self.wait = time.perf_counter(), Stopwatch()
 
     def train(self, progress: Progress) -> Progress:
         """Train from `progress` to the end of the run, or until validation stops improving."""
         first_step = progress.step
-        while progress.epoch < self.config.epochs and progress.step < self.total_steps:
+        while progress.epoch < self.config.epochs and progress.step < self.step_limit:
             self._train_epoch(progress, first_step)
-            last = progress.epoch >= self.config.epochs or progress.step >= self.total_steps
+            last = progress.epoch >= self.config.epochs or progress.step >= self.step_limit
             if last or (progress.step_in_epoch == 0 and progress.epoch % self.config.validate_every == 0):
                 self._validate_and_save(progress)
                 if self.config.patience and progress.stale >= self.config.patience:
@@ -94,7 +97,7 @@ class Trainer:
     def _train_epoch(self, progress: Progress, first_step: int) -> None:
         """Train what is left of an epoch, and of the run's steps."""
         steps = self.loader.steps_per_epoch(progress.epoch) - progress.step_in_epoch
-        steps_left = self.total_steps - progress.step
+        steps_left = self.step_limit - progress.step
         batches = self.loader.iterate(progress.epoch, progress.step_in_epoch)
         stream = self.wait.timed(itertools.islice(batches, steps_left))
         self.pipeline.attach()
@@ -137,7 +140,7 @@ class Trainer:
         }
         self.telemetry.record("train", progress.step, values)
         self.telemetry.say_step(
-            progress.step, self.total_steps, loss, targets / seconds, data_wait, progress.step - first_step
+            progress.step, self.expected_steps, loss, targets / seconds, data_wait, progress.step - first_step
         )
         self._restart_clock()
 

@@ -102,7 +102,7 @@ class Telemetry:
         if self.quiet or (not self._terminal and now - self._last_said < PLAIN_INTERVAL_S):
             return
         self._last_said = now
-        left = (now - self.start) / max(done_here, 1) * (total - step)
+        left = (now - self.start) / max(done_here, 1) * max(total - step, 0)
         line = (
             f"step {step}/{total}  loss {loss:.4f}  {format_count(events_per_s)} events/s  "
             f"data wait {data_wait:.1%}  {format_seconds(left)} left"

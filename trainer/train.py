@@ -38,6 +38,9 @@ from trainer.loop import Progress, Trainer
 from trainer.optimizers import Optimizers
 from trainer.telemetry import Telemetry
 
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "metrics.json", "report.html", "checkpoints", "tensorboard")
+"""All that a run folder may hold: what starting anew removes, and nothing else."""
+
 _MAY_CHANGE_ON_RESUME = {
     "run",
     "resume",
@@ -70,8 +73,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             epsilon=config.optimizer.sparse_epsilon,
             codebooks_CVd=torch.from_numpy(codes.codebooks_CVd) if config.code_init == "codebooks" else None,
         )
-        total_steps = count_steps(config, loader)
-        optimizers = Optimizers(model, config.optimizer, config.epochs * loader.steps_per_epoch(0))
+        expected_steps = config.epochs * loader.steps_per_epoch(0)  # epochs differ by a step or so
+        optimizers = Optimizers(model, config.optimizer, expected_steps)
         progress = Progress()
         if resume_from:
             manifest = checkpoints.read_manifest(resume_from)
@@ -81,7 +84,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             progress = Progress(**manifest.progress)
 
         telemetry = Telemetry(Path(config.run), world, resume_step=progress.step if resume_from else None)
-        telemetry.say(describe_run(model, store, loader, world, total_steps))
+        telemetry.say(describe_run(model, store, loader, world))
         trainer = Trainer(
             config=config,
             world=world,
@@ -91,7 +94,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             telemetry=telemetry,
             validate=Validation(config, store, codes, split, model, world),
             describe=ManifestMaker(config, store, codes, vocabulary, world),
-            total_steps=total_steps,
+            expected_steps=min(expected_steps, config.max_steps or expected_steps),
         )
         progress = trainer.train(progress)
         telemetry.close()
@@ -113,12 +116,6 @@ def training_loader(config: TrainConfig, store: EventStore, codes: CodeTable, sp
         shuffle=True,
         shuffle_ties=config.batch.shuffle_ties,
     )
-
-
-def count_steps(config: TrainConfig, loader: Loader) -> int:
-    """Steps of the whole run."""
-    total = sum(loader.steps_per_epoch(epoch) for epoch in range(config.epochs))
-    return min(total, config.max_steps) if config.max_steps else total
 
 
 class Validation:
@@ -191,24 +188,36 @@ def prepare_run_folder(config: TrainConfig, world: World) -> Path | None:
 
     Raises:
         InputError: the folder holds a run and neither `resume` nor `overwrite` was asked for, or the run to be
-            resumed was configured differently.
+            resumed was configured differently, or the folder holds what is not a run's.
     """
     run = Path(config.run)
-    whole = checkpoints.list_checkpoints(run)
     if config.resume:
         resume_from = checkpoints.find_checkpoint(run, "latest")
         _check_same_course(config, run)
         return resume_from
+    whole = checkpoints.list_checkpoints(run)
     if whole and not config.overwrite:
         raise InputError(
             f"{run}: already holds {len(whole)} checkpoints; go on with resume=true, start anew with overwrite=true, "
             f"or choose another run=…"
         )
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run}: is a file, expected the folder of a run; choose another run=…")
+    foreign = sorted(path.name for path in run.iterdir() if path.name not in _RUN_FILES) if run.exists() else []
+    if foreign:
+        raise InputError(f"{run}: holds {foreign[0]}, which is not a run's; choose another run=…, or move it away")
     if world.is_main:
-        if run.exists():
-            shutil.rmtree(run)
+        for name in _RUN_FILES:
+            _remove(run / name)
         write_text_atomically(run / "config.yaml", to_yaml(config))
     return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _check_same_course(config: TrainConfig, run: Path) -> None:
@@ -235,14 +244,14 @@ def _course(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in flatten(to_plain(config)).items() if key not in _MAY_CHANGE_ON_RESUME}
 
 
-def describe_run(model: Any, store: EventStore, loader: Loader, world: World, total_steps: int) -> str:
+def describe_run(model: Any, store: EventStore, loader: Loader, world: World) -> str:
     """What is about to be trained, in two lines."""
     tables = sum(table.size().numel() for table in sharded_tables(model).values())
     dense = sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("ebc."))
     return (
         f"{store.num_users} users, {store.num_items} items, {store.num_events} events; "
         f"{dense} dense and {tables} table parameters on {world.size} × {world.device.type}\n"
-        f"{total_steps} steps; {loader.padding_share(0):.1%} of the token budget is padding"
+        f"{loader.steps_per_epoch(0)} steps an epoch; {loader.padding_share(0):.1%} of the token budget is padding"
     )
 
 

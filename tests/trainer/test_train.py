@@ -157,6 +157,16 @@ def test_faults_of_a_configuration_are_named_together(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("overwrite", ["overwrite=true", "overwrite=false"])
+def test_a_folder_that_is_not_a_run_is_never_emptied(
+    prepared: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str], overwrite: str
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert train_here(prepared, tmp_path, overwrite) == 2
+    assert "thesis.txt" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 @pytest.mark.parametrize(
     ("keys", "parts"),
     [
