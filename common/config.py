@@ -155,7 +155,11 @@ def resolve(schema: type[T], section: str, file: Path | None, overrides: Sequenc
     faults: list[str] = []
     settings: list[_Setting] = []
     if file is not None:
-        settings += _leaves(schema, _read_section(file, section, faults), str(file))
+        content = _read_section(file, section, faults)
+        if content is None:  # what the file would have set is not known, so no key can be called missing
+            _parse_overrides(overrides, faults)
+            raise InputError(*faults)
+        settings += _leaves(schema, content, str(file))
     settings += _parse_overrides(overrides, faults)
     return _apply(schema, settings, faults)
 
@@ -251,8 +255,11 @@ def _resolved(node: DictConfig, file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: not a readable configuration: {_one_line(error)}") from None
 
 
-def _read_section(file: Path, section: str, faults: list[str]) -> dict[str, Any]:
-    """The content of a file's section, references replaced; what is wrong with the file is added to `faults`."""
+def _read_section(file: Path, section: str, faults: list[str]) -> dict[str, Any] | None:
+    """The content of a file's section, references replaced; what is wrong with the file is added to `faults`.
+
+    None where there is no content to be had.
+    """
     try:
         loaded = _load_yaml(file)
         tree = typing.cast(dict[Any, Any], OmegaConf.to_container(loaded, resolve=False))
@@ -265,11 +272,13 @@ def _read_section(file: Path, section: str, faults: list[str]) -> dict[str, Any]
             faults.append(f"{file}: has no section `{section}`, which this command reads")
         elif isinstance(tree[section], dict):
             return _resolved(loaded[section], file)
-        elif tree[section] is not None:  # a heading with nothing under it is fine: all defaults
+        elif tree[section] is None:  # a heading with nothing under it is fine: all defaults
+            return {}
+        else:
             faults.append(f"{file}: section `{section}` holds {tree[section]!r}, expected keys and values")
     except InputError as error:
         faults.extend(error.faults)
-    return {}
+    return None
 
 
 def _parse_overrides(overrides: Sequence[str], faults: list[str]) -> list[_Setting]:
