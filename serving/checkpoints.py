@@ -3,7 +3,6 @@
     runs/NAME/checkpoints/step-00000120/
         manifest.json    what it is: step, model, vocabulary, fingerprints of store and codes, metrics
         state/           tables, dense parameters and optimizer states (torch.distributed.checkpoint)
-    runs/NAME/checkpoints/best.json    {"checkpoint": "step-00000120"}
 
 A checkpoint becomes visible by one rename when all of it is on the disk. DCP's own index (`state/.metadata`) is a
 pickle: open only checkpoints that you or people you trust have written.
@@ -37,7 +36,6 @@ FORMAT = "segue-checkpoint"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state"
-BEST = "best.json"
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ class CheckpointManifest:
     """`ModelConfig` as plain values."""
     vocabulary: dict[str, int]
     """`Vocabulary` as plain values."""
-    config_fingerprint: str
-    """Of everything that decides the course of training, for `resume`."""
+    best: str
+    """Name of the checkpoint with the best validation so far; it may be this one."""
     progress: dict[str, Any]
     """What the trainer needs to go on: best validation so far, validations without improvement."""
     metrics: dict[str, float]
@@ -92,8 +90,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
         return whole[-1]
     name = which
     if which == "best":
-        best = read_json_object(run / "checkpoints" / BEST, "the name of the best checkpoint")
-        name = str(best.get("checkpoint"))
+        name = read_manifest(whole[-1]).best
     for path in whole:
         if path.name == name:
             return path

@@ -22,7 +22,7 @@ from data.batches import Batch
 from data.loader import Loader
 from serving.checkpoints import CheckpointManifest, step_folder
 from sharding.world import World
-from trainer.checkpoint.writer import mark_best, remove_old, training_state, write_checkpoint
+from trainer.checkpoint.writer import remove_old, training_state, write_checkpoint
 from trainer.config import TrainConfig
 from trainer.optimizers import Optimizers
 from trainer.telemetry import IntervalSums, Stopwatch, Telemetry
@@ -152,12 +152,10 @@ class Trainer:
         name = step_folder(progress.step)
         if improved:
             progress.best, progress.best_checkpoint = metrics[SELECTION_METRIC], name
-        path = write_checkpoint(
+        write_checkpoint(
             self.run, self.describe(progress, metrics), training_state(self.model, self.optimizers), self.world
         )
         if self.world.is_main:
-            if improved:
-                mark_best(self.run, path)
             remove_old(self.run, progress.best_checkpoint, self.config.keep_checkpoints)
         self._report_validation(progress, metrics, improved)
         self.log_start += time.perf_counter() - paused  # the rate is that of training alone

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from common.files import write_text_atomically
 from common.progress import PLAIN_INTERVAL_S, format_count, format_seconds
 from model.recommender import Output
 from sharding.world import World
@@ -131,7 +132,7 @@ def _keep_records_until(path: Path, step: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if _step_of(line) <= step]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_text_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from common.config import load_resolved, run_entry, to_plain, to_yaml
 from common.errors import InputError
-from common.files import fingerprint_of, write_text_atomically
+from common.files import write_text_atomically
 from common.noise import quiet_known_warnings
 from data.event_store import EventStore
 from data.loader import Loader, item_features
@@ -169,7 +170,6 @@ class ManifestMaker:
             "codes_fingerprint": codes.fingerprint,
             "model": to_plain(config.model),
             "vocabulary": dataclasses.asdict(vocabulary),
-            "config_fingerprint": fingerprint_of(_course(config)),
         }
 
     def __call__(self, progress: Progress, metrics: dict[str, float]) -> checkpoints.CheckpointManifest:
@@ -178,6 +178,7 @@ class ManifestMaker:
             **self.constants,
             step=progress.step,
             epoch=progress.epoch,
+            best=progress.best_checkpoint,
             progress=dataclasses.asdict(progress),
             metrics=metrics,
         )
@@ -206,6 +207,7 @@ def prepare_run_folder(config: TrainConfig, world: World) -> Path | None:
     foreign = sorted(path.name for path in run.iterdir() if path.name not in _RUN_FILES) if run.exists() else []
     if foreign:
         raise InputError(f"{run}: holds {foreign[0]}, which is not a run's; choose another run=…, or move it away")
+    dist.barrier()  # until every rank has looked, the folder must stay as it was
     if world.is_main:
         for name in _RUN_FILES:
             _remove(run / name)

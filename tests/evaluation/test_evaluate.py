@@ -71,12 +71,11 @@ def write_checkpoint(run: Path, store_path: Path, codes_path: Path) -> None:
         codes_fingerprint=codes.fingerprint,
         model=to_plain(cfg),
         vocabulary=dataclasses.asdict(vocabulary),
-        config_fingerprint="",
+        best=STEP,
         progress={},
         metrics={},
     )
     write_json_atomically(checkpoint / checkpoints.MANIFEST, dataclasses.asdict(manifest))
-    write_json_atomically(run / "checkpoints" / checkpoints.BEST, {"checkpoint": STEP})
 
 
 def results(run: Path) -> list[str]:

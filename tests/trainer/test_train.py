@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_another_seed_gives_another_run(two_ranks: Path, prepared: Prepared, tmp
 def test_a_run_leaves_what_it_promises(two_ranks: Path) -> None:
     assert (two_ranks / "config.yaml").is_file()
     assert list((two_ranks / "tensorboard").glob("events.*"))
-    best = json.loads((two_ranks / "checkpoints" / "best.json").read_text())["checkpoint"]
+    best = checkpoints.find_checkpoint(two_ranks, "best").name
     names = [path.name for path in checkpoints.list_checkpoints(two_ranks)]
     assert best in names
     assert not list((two_ranks / "checkpoints").glob(".*")), "an aside folder was left behind"
@@ -155,6 +156,29 @@ def test_faults_of_a_configuration_are_named_together(
     for part in ("model.widht", "model.width", "epochs", "many", "batch.windows", "latest", "tiled"):
         assert part in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_message_and_leaves_no_part(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    def limit_files() -> None:  # a real refusal by the kernel, as of a full disk, for files beyond 20 kB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    keys = [f"store={prepared.store}", f"codes={prepared.codes}", f"run={tmp_path / 'run'}", *SMALL, "max_steps=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.train", *keys],
+        cwd=ROOT,
+        preexec_fn=limit_files,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    faults = [line for line in done.stderr.splitlines() if line.startswith("trainer.train: ")]
+    assert len(faults) == 1
+    assert "cannot be written" in faults[0]
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("overwrite", ["overwrite=true", "overwrite=false"])

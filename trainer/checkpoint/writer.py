@@ -14,7 +14,7 @@ from torchrec.distributed import DistributedModelParallel
 
 from common.errors import InputError
 from common.files import fsync_path, write_json_atomically
-from serving.checkpoints import BEST, MANIFEST, STATE, CheckpointManifest, list_checkpoints, step_folder
+from serving.checkpoints import MANIFEST, STATE, CheckpointManifest, list_checkpoints, step_folder
 from sharding.world import World
 from trainer.optimizers import Optimizers
 
@@ -66,11 +66,6 @@ def write_checkpoint(run: Path, manifest: CheckpointManifest, state: dict[str, A
         fsync_path(target.parent)
     dist.barrier()
     return target
-
-
-def mark_best(run: Path, checkpoint: Path) -> None:
-    """Let `best` name this checkpoint."""
-    write_json_atomically(run / "checkpoints" / BEST, {"checkpoint": checkpoint.name})
 
 
 def remove_old(run: Path, best: str, keep: int) -> None:
