@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from common.files import write_folder_aside, write_json_atomically
 from common.progress import Progress
 from data import schema
+from data.catalogue_writer import write_catalogue, write_embeddings
 from data.manifest import Manifest, seal
+from data.parquet_io import parquet_writer
 from data.sources.base import Catalogue, Histories, Source
 
 
@@ -24,12 +24,12 @@ def write_event_store(source: Source, target: Path) -> Manifest:
     """
     with write_folder_aside(target) as folder:
         catalogue = source.catalogue()
-        _write_catalogue(folder, catalogue)
+        write_catalogue(folder, catalogue)
         totals = _write_events(folder, source, num_items=len(catalogue.item_ids))
         files = [schema.EVENTS_FILE, schema.ITEMS_FILE, schema.ARTISTS_FILE]
         embeddings = 0
         if source.embedding_width is not None:
-            embeddings = _write_embeddings(folder, source, source.embedding_width)
+            embeddings = write_embeddings(folder, source, source.embedding_width)
             files.append(schema.EMBEDDINGS_FILE)
         manifest = seal(
             folder,
@@ -72,17 +72,11 @@ class _Totals:
         self.last = max(self.last, int(times.max()))
 
 
-def _writer(path: Path, arrow_schema: pa.Schema) -> pq.ParquetWriter:
-    # Page checksums let a reader tell a flipped bit from data; dates or names of machines stay out of the files,
-    # so that equal content gives equal bytes.
-    return pq.ParquetWriter(path, arrow_schema, compression="zstd", write_page_checksum=True)
-
-
 def _write_events(folder: Path, source: Source, num_items: int) -> _Totals:
     arrow_schema = schema.events_schema(source.optional_columns)
     totals = _Totals(len(source.event_types))
     with (
-        _writer(folder / schema.EVENTS_FILE, arrow_schema) as writer,
+        parquet_writer(folder / schema.EVENTS_FILE, arrow_schema) as writer,
         Progress("events", source.num_events, "events") as progress,
     ):
         for histories in source.histories():
@@ -111,36 +105,3 @@ def _events_table(histories: Histories, arrow_schema: pa.Schema) -> pa.Table:
     for field in list(arrow_schema)[1:]:
         arrays.append(pa.LargeListArray.from_arrays(offsets, pa.array(histories.columns[field.name]), type=field.type))
     return pa.Table.from_arrays(arrays, schema=arrow_schema)
-
-
-def _write_catalogue(folder: Path, catalogue: Catalogue) -> None:
-    items_schema = schema.items_schema(with_titles=catalogue.titles is not None)
-    artists = pa.LargeListArray.from_arrays(
-        pa.array(catalogue.artist_offsets, type=pa.int64()),
-        pa.array(catalogue.artist_values, type=pa.uint32()),
-        type=items_schema.field(schema.ARTISTS).type,
-    )
-    arrays: list[Any] = [catalogue.item_ids, artists]
-    if catalogue.titles is not None:
-        arrays.append(catalogue.titles)
-    with _writer(folder / schema.ITEMS_FILE, items_schema) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=items_schema))
-    with _writer(folder / schema.ARTISTS_FILE, schema.artists_schema()) as writer:
-        writer.write_table(pa.Table.from_arrays([catalogue.artist_ids], schema=schema.artists_schema()))
-
-
-def _write_embeddings(folder: Path, source: Source, width: int) -> int:
-    arrow_schema = schema.embeddings_schema(width)
-    count = 0
-    with (
-        _writer(folder / schema.EMBEDDINGS_FILE, arrow_schema) as writer,
-        Progress("embeddings", None, "items") as progress,
-    ):
-        for block in source.embeddings():
-            vectors = pa.FixedSizeListArray.from_arrays(
-                pa.array(block.vectors.reshape(-1)), type=arrow_schema.field(schema.EMBEDDING).type
-            )
-            writer.write_table(pa.Table.from_arrays([pa.array(block.items), vectors], schema=arrow_schema))
-            count += len(block.items)
-            progress.advance(len(block.items))
-    return count
