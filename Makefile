@@ -2,6 +2,7 @@
 #   make quickstart    raw events → recommendations → measured, on MovieLens-100K, two ranks
 #   make test          every test
 #   make check         ruff and mypy
+#   make bench         every benchmark, quick; `python -m benchmarks.NAME` for a full run and its page
 # PYTHON=python3.12 chooses the interpreter, ACCELERATOR=cuda the CUDA packages.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ RUN := $(VENV)/bin/python
 CONFIG := configs/movielens-100k.yaml
 RANKS ?= 2
 
-.PHONY: quickstart test check format lock clean
+.PHONY: quickstart test check bench format lock clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml requirements/constraints.txt requirements/no-deps.txt
@@ -38,6 +39,9 @@ check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench: $(STAMP)
+	$(RUN) -m benchmarks.data --quick
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -1,6 +1,6 @@
 """Configuration: one dataclass an entry point, one YAML file a named run, `key=value` on the command line.
 
-A YAML file has one section an entry point (`prepare`, `fit_ids`, `train`, `evaluate`), so that one file describes a
+A YAML file has one section an entry point (`prepare`, `fit_ids`, `train`, …), so that one file describes a
 run from raw log to report. An entry reads its own section; keys on the command line are relative to it and win over
 the file, the last one where a key is given twice.
 

@@ -1,4 +1,4 @@
-"""Windows → one batch of a fixed number of tokens, as TorchRec wants it.
+"""Tokens → one batch of a fixed size, as TorchRec wants it.
 
 A token is one input event. The tokens of all users of a batch lie in one flat buffer of L tokens, user
 after user, and what is left at the end is padding: no padding within users, and shapes that never change.
@@ -10,27 +10,23 @@ levels · V codes per level · N items in the catalogue · A artists · R remain
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
 import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from data.examples import Tokens
+from data.ranges import positions_of
 from data.schema import MISSING_DURATION, MISSING_ORGANIC, QR_REMAINDERS
-from data.sequences import Windows
 
 FEATURE_KEYS = ("rq", "artist_quotient", "artist_remainder", "event_type")
 
 NO_TARGET = -1
 NO_DURATION = -1
-
-_WINDOWS_PER_COUNT = 65536
-"""Windows whose targets are counted at once: bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +34,10 @@ class ItemFeatures:
     """What a batch must know of the items.
 
     Attributes:
-        codes_NC: int64, semantic ids, each 0 … V - 1; a row of zeros is an unknown item.
+        codes_NC: int16 or int32, whichever holds V, semantic ids, each 0 … V - 1; a row of zeros is an unknown item.
         codes_per_level: V.
         artist_offsets: int64 [N + 1] into `artist_values`; an empty range is an unknown artist.
-        artist_values: int64, dense artist indices below `num_artists`.
+        artist_values: int32, dense artist indices below `num_artists`.
         num_artists: A.
         qr_remainders: R, the remainders of the quotient-remainder artist ids; the model's tables must have the same.
     """
@@ -55,7 +51,8 @@ class ItemFeatures:
 
     def __post_init__(self) -> None:
         """Check shapes and ranges once, so that no embedding table is ever indexed outside."""
-        assert self.codes_NC.dtype == self.artist_offsets.dtype == self.artist_values.dtype == torch.int64
+        assert self.codes_NC.dtype == code_dtype(self.codes_per_level)
+        assert (self.artist_offsets.dtype, self.artist_values.dtype) == (torch.int64, torch.int32)
         assert self.codes_NC.ndim == 2
         assert self.artist_offsets.shape == (len(self.codes_NC) + 1,)
         assert int(self.artist_offsets[-1]) == len(self.artist_values)
@@ -66,6 +63,11 @@ class ItemFeatures:
     def known_N(self) -> torch.Tensor:
         """Bool: which items have a code of their own."""
         return self.codes_NC.any(dim=1)
+
+
+def code_dtype(codes_per_level: int) -> torch.dtype:
+    """The smallest type for codes below V: every process that makes batches holds those of all items."""
+    return torch.int16 if codes_per_level <= 2**15 else torch.int32
 
 
 def artist_table_rows(num_artists: int, remainders: int) -> tuple[int, int]:
@@ -87,17 +89,6 @@ class EventColumns:
     durations: np.ndarray | None
     organic: np.ndarray | None
 
-    def reordered(self, order_E: np.ndarray) -> EventColumns:
-        """Copies of the columns with event `order_E[i]` in place i, which must be of the same user and second."""
-        return EventColumns(
-            offsets=self.offsets,
-            items=self.items[order_E],
-            timestamps=self.timestamps,
-            event_types=self.event_types[order_E],
-            durations=None if self.durations is None else self.durations[order_E],
-            organic=None if self.organic is None else self.organic[order_E],
-        )
-
 
 @dataclass
 class Batch(Pipelineable):
@@ -115,8 +106,9 @@ class Batch(Pipelineable):
         target_items_L: int64, dense index of the next item; -1 = nothing to learn here: padding, an input of a
             request other than its last, or a target whose code is all zero (evaluation still counts it, as a miss).
         target_codes_LC: int64, its codes; -1 where there is no target.
-        loss_weight: float32, 0-d: world size / targets in the global batch, 0 where it has none. The sum of a rank's
-            losses times this, averaged over ranks, is the mean over the global batch.
+        loss_weight: float32, 0-d: world size / predictions asked for in the global batch, 0 where there are none. The
+            sum of a rank's losses times this, averaged over ranks, is the mean over the global batch, in which a target
+            without codes counts as nothing to learn.
         window_index_B: int64, which of the loader's windows each user row is.
     """
 
@@ -156,153 +148,129 @@ class BatchMaker:
     Args:
         columns: the store's.
         features: codes and artists of its items.
-        windows: the plan of which batches take windows by index.
     """
 
-    def __init__(self, columns: EventColumns, features: ItemFeatures, windows: Windows) -> None:
-        """Prepare what every batch needs: where windows begin, and the ids of every item."""
+    def __init__(self, columns: EventColumns, features: ItemFeatures) -> None:
+        """Prepare what every batch needs: the ids of every item."""
         self.columns = columns
         self.features = features
-        self.windows = windows
-        self._first_W = columns.offsets[windows.user] + windows.start  # flat position of each window's first input
-        self._lengths_W = windows.lengths
         self._known_N: np.ndarray = features.known_N.numpy()
-        levels = torch.arange(features.codes_NC.shape[1])
-        self._rq_ids_NC = features.codes_NC + levels * features.codes_per_level
-        self._quotients, self._remainders = _quotient_remainder(features)
+        self._level_ids_C = torch.arange(features.codes_NC.shape[1]) * features.codes_per_level
+        self._artists = _ArtistBags(features)
 
-    def over(self, columns: EventColumns) -> BatchMaker:
-        """The same windows and items over other columns with the same offsets."""
-        assert columns.offsets is self.columns.offsets
-        other = copy.copy(self)
-        other.columns = columns
-        return other
-
-    def count_targets(self) -> np.ndarray:
-        """Targets to learn from in each window, int64 [W]."""
-        if self.windows.last_target_only:
-            known_W: np.ndarray = self._known_N[self.columns.items[self._first_W + self._lengths_W]]
-            return known_W.astype(np.int64)
-        counts = np.zeros(len(self.windows), dtype=np.int64)
-        for begin in range(0, len(self.windows), _WINDOWS_PER_COUNT):
-            block = slice(begin, begin + _WINDOWS_PER_COUNT)
-            positions, offsets = expand_ranges(self._first_W[block] + 1, self._lengths_W[block])
-            known = self._known_N[self.columns.items[positions.numpy()]]
-            counts[block] = np.add.reduceat(known, offsets[:-1].numpy(), dtype=np.int64)
-        return counts
-
-    def make(self, window_index_B: np.ndarray, tokens: int, loss_weight: float) -> Batch:
-        """The batch of the given windows, in this order, in a buffer of `tokens` tokens."""
-        positions_n, offsets = expand_ranges(self._first_W[window_index_B], self._lengths_W[window_index_B])
-        assert len(positions_n) <= tokens, f"{len(positions_n)} tokens do not fit a budget of {tokens}"
-        at = positions_n.numpy()
-        columns = self.columns
+    def make(self, tokens: Tokens, window_index_B: np.ndarray, budget: int, loss_weight: float) -> Batch:
+        """The batch of some tokens in a buffer of `budget` tokens; `window_index_B` says which windows they are of."""
+        assert len(tokens.at_n) <= budget, f"{len(tokens.at_n)} tokens do not fit a budget of {budget}"
+        columns, at = self.columns, tokens.at_n
         items_n = torch.from_numpy(columns.items[at].astype(np.int64))
-        target_items_L = self._targets(at, offsets, tokens)
+        codes_nC = self.features.codes_NC.index_select(0, items_n)
+        targets_n = columns.items[tokens.next_at_n].astype(np.int64)
+        wanted_n = self._known_N[targets_n] if tokens.learn_n is None else self._known_N[targets_n] & tokens.learn_n
+        request_times_n = columns.timestamps[tokens.next_at_n].astype(np.int64)
+        if tokens.request_times_B is not None:
+            request_times_n[tokens.offsets_B[1:] - 1] = tokens.request_times_B
         return Batch(
-            features=self._bags(items_n, columns.event_types[at], tokens),
-            offsets=offsets,
-            timestamps_L=_padded(columns.timestamps[at], tokens, 0),
-            request_times_L=_padded(columns.timestamps[at + 1], tokens, 0),
-            durations_L=_padded(_or_missing(columns.durations, at, MISSING_DURATION, NO_DURATION), tokens, NO_DURATION),
+            features=self._bags(items_n, codes_nC, columns.event_types[at], budget),
+            offsets=torch.from_numpy(tokens.offsets_B),
+            timestamps_L=_padded(columns.timestamps[at], budget, 0),
+            request_times_L=_padded(request_times_n, budget, 0),
+            durations_L=_padded(_or_missing(columns.durations, at, MISSING_DURATION, NO_DURATION), budget, NO_DURATION),
             organic_L=_padded(
-                _or_missing(columns.organic, at, MISSING_ORGANIC, MISSING_ORGANIC), tokens, MISSING_ORGANIC
+                _or_missing(columns.organic, at, MISSING_ORGANIC, MISSING_ORGANIC), budget, MISSING_ORGANIC
             ),
-            target_items_L=target_items_L,
-            target_codes_LC=self._target_codes(target_items_L),
+            target_items_L=_padded(np.where(wanted_n, targets_n, NO_TARGET), budget, NO_TARGET),
+            target_codes_LC=self._target_codes(tokens, codes_nC, targets_n, wanted_n, budget),
             loss_weight=torch.tensor(loss_weight, dtype=torch.float32),
             window_index_B=torch.from_numpy(window_index_B.astype(np.int64)),
         )
 
-    def _targets(self, at: np.ndarray, offsets: torch.Tensor, tokens: int) -> torch.Tensor:
-        targets_n = self.columns.items[at + 1].astype(np.int64)
-        wanted_n = self._known_N[targets_n]
-        if self.windows.last_target_only:
-            last_n = np.zeros(len(at), dtype=bool)
-            last_n[offsets[1:].numpy() - 1] = True
-            wanted_n = wanted_n & last_n
-        return _padded(np.where(wanted_n, targets_n, NO_TARGET), tokens, NO_TARGET)
-
-    def _target_codes(self, target_items_L: torch.Tensor) -> torch.Tensor:
-        codes_LC = self.features.codes_NC[target_items_L.clamp(min=0)]
-        codes_LC[target_items_L == NO_TARGET] = NO_TARGET
+    def _target_codes(
+        self, tokens: Tokens, codes_nC: torch.Tensor, targets_n: np.ndarray, wanted_n: np.ndarray, budget: int
+    ) -> torch.Tensor:
+        """Most targets are the next token, whose codes are at hand; only the others are looked up in the table."""
+        codes_LC = torch.full((budget, codes_nC.shape[1]), NO_TARGET, dtype=torch.int64)
+        if len(targets_n) == 0:
+            return codes_LC
+        codes_LC[: len(targets_n) - 1] = codes_nC[1:]
+        elsewhere_n = np.ones(len(targets_n), dtype=bool)
+        elsewhere_n[:-1] = tokens.next_at_n[:-1] != tokens.at_n[1:]
+        rows = torch.from_numpy(np.flatnonzero(elsewhere_n))
+        codes_LC[rows] = self.features.codes_NC[torch.from_numpy(targets_n)[rows]].to(torch.int64)
+        codes_LC[torch.from_numpy(np.flatnonzero(~wanted_n))] = NO_TARGET
         return codes_LC
 
-    def _bags(self, items_n: torch.Tensor, event_types_n: np.ndarray, tokens: int) -> KeyedJaggedTensor:
-        quotients, quotient_lengths_n = self._quotients.of(items_n)
-        remainders, remainder_lengths_n = self._remainders.of(items_n)
-        lengths = torch.zeros(len(FEATURE_KEYS), tokens, dtype=torch.int64)
+    def _bags(
+        self, items_n: torch.Tensor, codes_nC: torch.Tensor, event_types_n: np.ndarray, budget: int
+    ) -> KeyedJaggedTensor:
+        quotients, quotient_lengths_n, remainders, remainder_lengths_n = self._artists.of(items_n.numpy())
+        lengths = np.zeros((len(FEATURE_KEYS), budget), dtype=np.int64)
         used = lengths[:, : len(items_n)]
-        used[0], used[1], used[2], used[3] = self._rq_ids_NC.shape[1], quotient_lengths_n, remainder_lengths_n, 1
+        used[0], used[1], used[2], used[3] = len(self._level_ids_C), quotient_lengths_n, remainder_lengths_n, 1
+        # Written in place: fresh memory, which the system must first find and clear, is what a large batch waits for.
+        ends = np.cumsum([codes_nC.numel(), len(quotients), len(remainders), len(items_n)]).tolist()
+        values = torch.empty(ends[-1], dtype=torch.int64)
+        torch.add(codes_nC, self._level_ids_C, out=values[: ends[0]].view(codes_nC.shape))
+        for begin, end, ids in zip(ends, ends[1:], (quotients, remainders, event_types_n), strict=False):
+            values.numpy()[begin:end] = ids
         return KeyedJaggedTensor(
-            keys=list(FEATURE_KEYS),
-            values=torch.cat(
-                [
-                    self._rq_ids_NC[items_n].flatten(),
-                    quotients,
-                    remainders,
-                    torch.from_numpy(event_types_n.astype(np.int64)),
-                ]
-            ),
-            lengths=lengths.flatten(),
-            stride=tokens,
+            keys=list(FEATURE_KEYS), values=values, lengths=torch.from_numpy(lengths.reshape(-1)), stride=budget
         )
 
 
-@dataclass(frozen=True)
-class _ItemBags:
-    """A bag of ids for each item: `values[starts_N[i] : starts_N[i] + lengths_N[i]]`."""
+class _ArtistBags:
+    """The artists of every item as quotient and remainder ids.
 
-    values: torch.Tensor
-    starts_N: torch.Tensor
-    lengths_N: torch.Tensor
+    An unknown artist is an id of its own among the quotients, and nothing among the remainders. So an item without
+    artists is given one more, whose quotient is the table's last row, and whose remainder is left out.
 
-    def of(self, items_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The bags of some items, end to end, and their lengths."""
-        lengths_n = self.lengths_N[items_n]
-        positions, _ = expand_ranges(self.starts_N[items_n], lengths_n)
-        return self.values[positions], lengths_n
-
-
-def _quotient_remainder(features: ItemFeatures) -> tuple[_ItemBags, _ItemBags]:
-    """An unknown artist is an id of its own among the quotients, and nothing among the remainders."""
-    remainders = features.qr_remainders
-    starts_N, lengths_N = features.artist_offsets[:-1], features.artist_offsets.diff()
-    remainder_bags = _ItemBags(features.artist_values % remainders, starts_N, lengths_N)
-    unknown = artist_table_rows(features.num_artists, remainders)[0] - 1
-    quotients = torch.cat([features.artist_values // remainders, torch.tensor([unknown])])
-    empty_N = lengths_N == 0
-    starts_N = torch.where(empty_N, len(features.artist_values), starts_N)  # all empty items share the appended id
-    return _ItemBags(quotients, starts_N, lengths_N + empty_N), remainder_bags
-
-
-def expand_ranges(
-    starts: torch.Tensor | np.ndarray, lengths: torch.Tensor | np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of the ranges [start, start + length), end to end, and the offsets of each range among them.
-
-    `[10, 7]`, `[2, 3]` → `[10, 11, 7, 8, 9]`, `[0, 2, 5]`; all int64.
+    Most items have one artist, so each item's first lies in an array of its own: a batch looks up one number an item in
+    large tables, not three.
     """
-    starts, lengths = torch.as_tensor(starts), torch.as_tensor(lengths)
-    offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
-    if len(starts) == 0:
-        return starts, offsets
-    ends = torch.cat(
-        [starts, starts[-1:]]
-    )  # the operator wants as many as there are offsets, and reads all but the last
-    positions = torch.ops.fbgemm.expand_into_jagged_permute(torch.arange(len(starts)), ends, offsets, int(offsets[-1]))
-    return positions, offsets
+
+    def __init__(self, features: ItemFeatures) -> None:
+        self._divisor = features.qr_remainders
+        unknown_row = artist_table_rows(features.num_artists, self._divisor)[0] - 1
+        self._unknown = unknown_row * self._divisor
+        assert self._unknown < 2**31
+        self._values, self._starts_N = features.artist_values.numpy(), features.artist_offsets.numpy()
+        lengths_N = np.diff(self._starts_N)
+        self._counts_N = np.maximum(lengths_N, 1).astype(np.uint16)
+        assert (self._counts_N == np.maximum(lengths_N, 1)).all(), "an item has more artists than 16 bits can count"
+        self._first_N = np.full(len(lengths_N), self._unknown, dtype=np.int32)
+        self._first_N[lengths_N > 0] = self._values[self._starts_N[:-1][lengths_N > 0]]
+
+    def of(self, items_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Quotients and how many each item has, remainders and how many."""
+        first_n, counts_n = self._first_N[items_n], self._counts_N[items_n]
+        artists = self._all(items_n, first_n, counts_n)
+        known = artists != self._unknown
+        remainders = artists[known] % self._divisor
+        return artists // self._divisor, counts_n, remainders, counts_n - (first_n == self._unknown)
+
+    def _all(self, items_n: np.ndarray, first_n: np.ndarray, counts_n: np.ndarray) -> np.ndarray:
+        """Every artist of every item, end to end."""
+        several = np.flatnonzero(counts_n > 1)
+        if not len(several):
+            return first_n
+        artists = np.repeat(first_n, counts_n)
+        counts = counts_n[several].astype(np.int64)
+        places = positions_of(several + np.cumsum(counts - 1) - (counts - 1), counts)
+        artists[places] = self._values[positions_of(self._starts_N[items_n[several]], counts)]
+        return artists
 
 
 def _padded(values_n: np.ndarray, tokens: int, padding: int) -> torch.Tensor:
-    padded_L = torch.full((tokens,), padding, dtype=torch.int64)
-    padded_L[: len(values_n)] = torch.from_numpy(values_n)
-    return padded_L
+    padded_L = np.empty(tokens, dtype=np.int64)
+    padded_L[: len(values_n)] = values_n
+    padded_L[len(values_n) :] = padding
+    return torch.from_numpy(padded_L)
 
 
 def _or_missing(values: np.ndarray | None, at: np.ndarray, stored: int, missing: int) -> np.ndarray:
     """An optional column, int64, with the store's mark of a missing value turned into the batch's."""
     if values is None:
         return np.full(len(at), missing, dtype=np.int64)
-    taken = values[at].astype(np.int64)
-    return np.where(taken == stored, missing, taken)
+    taken: np.ndarray = values[at].astype(np.int64)
+    if stored != missing:
+        taken[taken == stored] = missing
+    return taken

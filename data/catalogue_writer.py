@@ -1,4 +1,4 @@
-"""What an event store says of its items: their raw ids, artists and titles, and content embeddings."""
+"""What an event store says of its items: their raw ids, artists, albums and titles, and content embeddings."""
 
 from __future__ import annotations
 
@@ -9,40 +9,49 @@ import pyarrow as pa
 
 from common.progress import Progress
 from data import schema
+from data.column_files import ColumnWriter
 from data.parquet_io import parquet_writer
-from data.sources.base import Catalogue, Source
+from data.sources.base import Catalogue, Groups, Source
 
 
-def write_catalogue(folder: Path, catalogue: Catalogue) -> None:
-    """Write `items.parquet` and `artists.parquet`."""
-    items_schema = schema.items_schema(with_titles=catalogue.titles is not None)
-    artists = pa.LargeListArray.from_arrays(
-        pa.array(catalogue.artist_offsets, type=pa.int64()),
-        pa.array(catalogue.artist_values, type=pa.uint32()),
-        type=items_schema.field(schema.ARTISTS).type,
+def write_catalogue(folder: Path, catalogue: Catalogue) -> list[str]:
+    """Write `items.parquet`, `artists.parquet` and, where there are albums, `albums.parquet`; returns their names."""
+    items_schema = schema.items_schema(
+        with_titles=catalogue.titles is not None, with_albums=catalogue.albums is not None
     )
-    arrays: list[Any] = [catalogue.item_ids, artists]
+    columns: dict[str, Any] = {
+        schema.ITEM: catalogue.item_ids,
+        schema.ARTISTS: _lists(catalogue.artists, items_schema.field(schema.ARTISTS).type),
+    }
+    tables = {schema.ARTISTS_FILE: pa.table([catalogue.artists.ids], schema=schema.artists_schema())}
+    if catalogue.albums is not None:
+        columns[schema.ALBUMS] = _lists(catalogue.albums, items_schema.field(schema.ALBUMS).type)
+        tables[schema.ALBUMS_FILE] = pa.table([catalogue.albums.ids], schema=schema.albums_schema())
     if catalogue.titles is not None:
-        arrays.append(catalogue.titles)
-    with parquet_writer(folder / schema.ITEMS_FILE, items_schema) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=items_schema))
-    with parquet_writer(folder / schema.ARTISTS_FILE, schema.artists_schema()) as writer:
-        writer.write_table(pa.Table.from_arrays([catalogue.artist_ids], schema=schema.artists_schema()))
+        columns[schema.TITLE] = catalogue.titles
+    tables = {schema.ITEMS_FILE: pa.table(columns, schema=items_schema), **tables}
+    for name, table in tables.items():
+        with parquet_writer(folder / name, table.schema) as writer:
+            writer.write_table(table)
+    return list(tables)
+
+
+def _lists(groups: Groups, dtype: pa.DataType) -> pa.Array:
+    return pa.LargeListArray.from_arrays(
+        pa.array(groups.offsets, type=pa.int64()), pa.array(groups.values, type=pa.uint32()), type=dtype
+    )
 
 
 def write_embeddings(folder: Path, source: Source, width: int) -> int:
-    """Write `embeddings.parquet` block by block; returns how many items have one."""
-    arrow_schema = schema.embeddings_schema(width)
-    count = 0
+    """Write the embeddings block by block; returns how many items have one."""
+    (folder / schema.EMBEDDINGS_FOLDER).mkdir()
     with (
-        parquet_writer(folder / schema.EMBEDDINGS_FILE, arrow_schema) as writer,
+        ColumnWriter(folder / schema.EMBEDDED_ITEMS_FILE, schema.EMBEDDED_ITEM_DTYPE) as items,
+        ColumnWriter(folder / schema.VECTORS_FILE, schema.VECTOR_DTYPE, width) as vectors,
         Progress("embeddings", None, "items") as progress,
     ):
         for block in source.embeddings():
-            vectors = pa.FixedSizeListArray.from_arrays(
-                pa.array(block.vectors.reshape(-1)), type=arrow_schema.field(schema.EMBEDDING).type
-            )
-            writer.write_table(pa.Table.from_arrays([pa.array(block.items), vectors], schema=arrow_schema))
-            count += len(block.items)
+            items.append(block.items)
+            vectors.append(block.vectors)
             progress.advance(len(block.items))
-    return count
+        return items.rows

@@ -1,7 +1,6 @@
-"""An event store opened for reading: checked once, then plain arrays.
+"""An event store opened for reading: checked once, then plain arrays mapped from its files.
 
-The columns come out of Arrow's list columns as they are: `offsets` [U + 1] and flat values [E], so a user's
-history is `column(name)[offsets[u] : offsets[u + 1]]` and a jagged batch is a handful of slices.
+A user's history is `column(name)[offsets[u] : offsets[u + 1]]`, and a jagged batch is a handful of slices.
 
 Shapes: U users · E events · N items · A artists · D embedding width.
 """
@@ -14,10 +13,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from common.config import from_plain
 from common.errors import InputError
 from data import schema
-from data.manifest import Manifest, read_manifest
+from data.column_files import open_column
+from data.leakage import user_blocks
+from data.manifest import Manifest, describe_files, read_manifest
 from data.parquet_io import damage_told, open_parquet
+from data.split import Split, SplitConfig, make_split
+
+_BLOCK_EVENTS = 2**21
 
 
 class EventStore:
@@ -29,16 +34,28 @@ class EventStore:
         offsets: int64 [U + 1], where each user's events begin and end in the flat columns.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, offsets: np.ndarray) -> None:
-        """Take what `open` has checked."""
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Map the columns."""
         self.path = path
         self.manifest = manifest
-        self.offsets = offsets
-        self._columns: dict[str, np.ndarray] = {}
+        self.offsets = open_column(
+            path / schema.column_file(schema.OFFSETS), np.dtype(np.int64), manifest.counts["users"] + 1
+        )
+        self._columns = {
+            name: open_column(
+                path / schema.column_file(name), schema.EVENT_COLUMNS[name].dtype, manifest.counts["events"]
+            )
+            for name in schema.column_names(manifest.optional_columns)
+        }
 
     @staticmethod
-    def open(path: Path) -> EventStore:
-        """Open the store in folder `path` and check it: manifest, sizes, schemas, counts, and every history.
+    def open(path: Path, verify: bool = True) -> EventStore:
+        """Open the store in folder `path`.
+
+        Args:
+            verify: read every file once and compare it with its SHA-256, and every history with the schema's rules;
+                about a second a gigabyte. Without it manifest, sizes and shapes are checked alone: for the second
+                process that opens a store on a machine.
 
         Raises:
             InputError: with the faults found and their places.
@@ -46,7 +63,12 @@ class EventStore:
         path = Path(path)
         manifest = read_manifest(path)
         _check_files(path, manifest)
-        return EventStore(path, manifest, _check_events(path, manifest))
+        if verify:
+            _check_sums(path, manifest)
+        store = EventStore(path, manifest)
+        if verify:
+            _check_events(store)
+        return store
 
     @property
     def fingerprint(self) -> str:
@@ -83,16 +105,29 @@ class EventStore:
         return name in schema.REQUIRED_COLUMNS or name in self.manifest.optional_columns
 
     def column(self, name: str) -> np.ndarray:
-        """Flat values [E] of a column, read-only, in the dtype of data/schema.py. Decoded at the first call.
-
-        Raises:
-            InputError: the file was damaged since it was written.
-        """
+        """Flat values [E] of a column in the dtype of data/schema.py, read-only, mapped from its file."""
         assert self.has_column(name), f"{self.path} has no column `{name}`; ask has_column first"
-        if name not in self._columns:
-            lists = self._read(schema.EVENTS_FILE, name)
-            self._columns[name] = _flat(lists)
         return self._columns[name]
+
+    @property
+    def split_config(self) -> SplitConfig:
+        """Which events are held out, as the store was prepared."""
+        return from_plain(SplitConfig, self.manifest.split, str(self.path / schema.MANIFEST_FILE))
+
+    def split(self) -> Split:
+        """What may be learnt from each user, and what is held out."""
+        return make_split(self.split_config, self.offsets, self.column(schema.TIMESTAMP))
+
+    def to_arrow(self) -> pa.Table:
+        """The events as Arrow shows them: one row a user, every column a list, on the mapped buffers without a copy."""
+        offsets = pa.array(self.offsets)
+        lists = {name: pa.LargeListArray.from_arrays(offsets, pa.array(self.column(name))) for name in self._columns}
+        return pa.table({schema.USER: self.user_ids, **lists})
+
+    @property
+    def num_albums(self) -> int:
+        """Albums, 0 where the source has none."""
+        return self.manifest.counts["albums"]
 
     @property
     def artist_offsets(self) -> np.ndarray:
@@ -103,6 +138,16 @@ class EventStore:
     def artist_values(self) -> np.ndarray:
         """uint32, dense artist indices, item after item."""
         return _flat(self._artists)
+
+    @property
+    def album_offsets(self) -> np.ndarray:
+        """int64 [N + 1] into `album_values`; only where the manifest says that there are albums."""
+        return _offsets(self._albums)
+
+    @property
+    def album_values(self) -> np.ndarray:
+        """uint32, dense album indices, item after item."""
+        return _flat(self._albums)
 
     @cached_property
     def item_titles(self) -> list[str] | None:
@@ -120,7 +165,7 @@ class EventStore:
     @cached_property
     def user_ids(self) -> pa.Array:
         """Raw user ids, string [U]."""
-        return self._read(schema.EVENTS_FILE, schema.USER)
+        return self._read(schema.USERS_FILE, schema.USER)
 
     @cached_property
     def artist_ids(self) -> pa.Array:
@@ -128,16 +173,20 @@ class EventStore:
         return self._read(schema.ARTISTS_FILE, schema.ARTIST)
 
     def embeddings(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Content embeddings: item indices uint32 [n] and float32 [n, D]; None where the source has none."""
-        if self.manifest.embedding_width is None:
+        """Content embeddings, mapped from their files: item indices uint32 [n] and float32 [n, D]; None without any."""
+        width, count = self.manifest.embedding_width, self.manifest.counts["embeddings"]
+        if width is None:
             return None
-        items = self._read(schema.EMBEDDINGS_FILE, schema.ITEM).to_numpy()
-        vectors = self._read(schema.EMBEDDINGS_FILE, schema.EMBEDDING).values.to_numpy()
-        return items, vectors.reshape(len(items), self.manifest.embedding_width)
+        items = open_column(self.path / schema.EMBEDDED_ITEMS_FILE, schema.EMBEDDED_ITEM_DTYPE, count)
+        return items, open_column(self.path / schema.VECTORS_FILE, schema.VECTOR_DTYPE, count, width)
 
     @cached_property
     def _artists(self) -> pa.Array:
         return self._read(schema.ITEMS_FILE, schema.ARTISTS)
+
+    @cached_property
+    def _albums(self) -> pa.Array:
+        return self._read(schema.ITEMS_FILE, schema.ALBUMS)
 
     def _read(self, file: str, column: str) -> pa.Array:
         path = self.path / file
@@ -161,33 +210,41 @@ def _flat(lists: pa.Array) -> np.ndarray:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Sizes as in the manifest, schemas as in data/schema.py, row counts as in the manifest."""
-    expected = {
-        schema.EVENTS_FILE: (schema.events_schema(manifest.optional_columns), manifest.counts["users"]),
-        schema.ITEMS_FILE: (schema.items_schema(manifest.titles), manifest.counts["items"]),
-        schema.ARTISTS_FILE: (schema.artists_schema(), manifest.counts["artists"]),
+    """Sizes as in the manifest; schemas as in data/schema.py and row counts as in the manifest, where Parquet."""
+    counts = manifest.counts
+    parquet = {
+        schema.USERS_FILE: (schema.users_schema(), counts["users"]),
+        schema.ITEMS_FILE: (schema.items_schema(manifest.titles, manifest.albums), counts["items"]),
+        schema.ARTISTS_FILE: (schema.artists_schema(), counts["artists"]),
     }
+    if manifest.albums:
+        parquet[schema.ALBUMS_FILE] = schema.albums_schema(), counts["albums"]
+    mapped = [schema.column_file(name) for name in (schema.OFFSETS, *schema.column_names(manifest.optional_columns))]
     if manifest.embedding_width is not None:
-        rows = manifest.counts["embeddings"]
-        expected[schema.EMBEDDINGS_FILE] = (schema.embeddings_schema(manifest.embedding_width), rows)
+        mapped += [schema.EMBEDDED_ITEMS_FILE, schema.VECTORS_FILE]
     faults: list[str] = []
-    for name, (arrow_schema, rows) in expected.items():
+    for name in (*parquet, *mapped):
         try:
-            _check_file(folder / name, manifest.files[name]["bytes"], arrow_schema, rows)
+            _check_size(folder / name, manifest.files.get(name, {}).get("bytes"))
+            if name in parquet:
+                _check_parquet(folder / name, *parquet[name])
         except InputError as error:
             faults += error.faults
     if faults:
         raise InputError(*faults)
 
 
-def _check_file(path: Path, size: int, arrow_schema: pa.Schema, rows: int) -> None:
+def _check_size(path: Path, size: int | None) -> None:
     if not path.exists():
-        raise InputError(f"{path}: missing, though the store's manifest lists it; prepare the store again")
+        raise InputError(f"{path}: missing, though a store must have it; prepare the store again")
     if path.stat().st_size != size:
         raise InputError(
             f"{path}: has {path.stat().st_size} bytes, the store's manifest says {size}: cut short or replaced; "
             "prepare the store again"
         )
+
+
+def _check_parquet(path: Path, arrow_schema: pa.Schema, rows: int) -> None:
     file = open_parquet(path)
     if not file.schema_arrow.equals(arrow_schema):
         found = ", ".join(f"{field.name}: {field.type}" for field in file.schema_arrow)
@@ -199,65 +256,54 @@ def _check_file(path: Path, size: int, arrow_schema: pa.Schema, rows: int) -> No
         )
 
 
-def _check_events(folder: Path, manifest: Manifest) -> np.ndarray:
-    """Check every history, row group by row group in bounded memory; return the offsets of all users."""
-    path = folder / schema.EVENTS_FILE
-    file = open_parquet(path)
-    parts = []
-    for group in range(file.num_row_groups):
-        place = f"row group {group}"
-        with damage_told(path, place):
-            table = file.read_row_group(group)
-        parts.append(_check_histories(f"{path}: {place}", table, manifest))
-    lengths = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    if offsets[-1] != manifest.counts["events"]:
-        raise InputError(
-            f"{path}: holds {offsets[-1]} events, the store's manifest says {manifest.counts['events']}; "
-            "prepare the store again"
-        )
-    return offsets
-
-
-def _check_histories(place: str, table: pa.Table, manifest: Manifest) -> np.ndarray:
-    """Check one row group; return its users' history lengths."""
-    columns = {name: table.column(name).combine_chunks() for name in table.column_names if name != schema.USER}
-    offsets = _offsets(columns[schema.ITEM])
-    for name, lists in columns.items():
-        if not np.array_equal(_offsets(lists), offsets):
-            differing = np.diff(_offsets(lists)) != np.diff(offsets)
-            row = int(np.flatnonzero(differing)[0])
-            raise InputError(
-                f"{place}, row {row}: list `{name}` has {np.diff(_offsets(lists))[row]} values, `{schema.ITEM}` has "
-                f"{np.diff(offsets)[row]}: the lists of a user must be equally long; prepare the store again"
-            )
-    faults = _value_faults(place, columns, offsets, manifest)
+def _check_sums(folder: Path, manifest: Manifest) -> None:
+    found = describe_files(folder, tuple(manifest.files))
+    faults = [
+        f"{folder / name}: its content has SHA-256 {found[name]['sha256'][:16]}…, the store's manifest says "
+        f"{entry['sha256'][:16]}…: it was damaged or changed after it was written; prepare the store again"
+        for name, entry in manifest.files.items()
+        if found[name]["sha256"] != entry["sha256"]
+    ]
     if faults:
         raise InputError(*faults)
-    return np.diff(offsets)
 
 
-def _value_faults(place: str, columns: dict[str, pa.Array], offsets: np.ndarray, manifest: Manifest) -> list[str]:
-    items, types = _flat(columns[schema.ITEM]), _flat(columns[schema.EVENT_TYPE])
-    times = _flat(columns[schema.TIMESTAMP])
+def _check_events(store: EventStore) -> None:
+    """Hold the offsets and every history to the rules of data/schema.py, a block of users at a time."""
+    offsets, path = store.offsets, store.path / schema.column_file(schema.OFFSETS)
+    if offsets[0] != 0 or offsets[-1] != store.num_events or (np.diff(offsets) < 1).any():
+        raise InputError(
+            f"{path}: must rise from 0 to the {store.num_events} events of the store, with at least one event a user; "
+            "prepare the store again"
+        )
+    for first, last in user_blocks(offsets, _BLOCK_EVENTS):
+        faults = _value_faults(store, first, last)
+        if faults:
+            raise InputError(*faults)
+
+
+def _value_faults(store: EventStore, first: int, last: int) -> list[str]:
+    """The first event of users [first, last) that breaks each rule."""
+    begin, end = int(store.offsets[first]), int(store.offsets[last])
+    items, types = store.column(schema.ITEM)[begin:end], store.column(schema.EVENT_TYPE)[begin:end]
+    times = store.column(schema.TIMESTAMP)[begin:end]
     going_down = np.zeros(len(times), dtype=bool)
     going_down[1:] = times[1:] < times[:-1]
-    going_down[offsets[:-1][np.diff(offsets) > 0]] = False  # a user's first event follows nothing
-    num_items, num_types = manifest.counts["items"], len(manifest.event_types)
+    going_down[store.offsets[first:last] - begin] = False  # a user's first event follows nothing
+    num_items, num_types = store.num_items, len(store.event_types)
     rules = [
         (schema.ITEM, items >= num_items, items, f"items are numbered below {num_items}"),
         (schema.EVENT_TYPE, types >= num_types, types, f"event types are numbered below {num_types}"),
-        (schema.TIMESTAMP, times < 0, times, "timestamps are never negative"),
         (schema.TIMESTAMP, going_down, times, "a user's timestamps must not go down"),
     ]
     faults = []
     for name, broken, values, rule in rules:
         if broken.any():
             event = int(np.argmax(broken))
-            row = int(np.searchsorted(offsets, event, side="right")) - 1
+            user = int(np.searchsorted(store.offsets, begin + event, side="right")) - 1
+            place = begin + event - int(store.offsets[user])
             faults.append(
-                f"{place}, row {row}, event {event - int(offsets[row])}: `{name}` is {values[event]}; {rule}; "
-                "prepare the store again"
+                f"{store.path / schema.column_file(name)}: user {user}, event {place}: `{name}` is "
+                f"{values[event]}; {rule}; prepare the store again"
             )
     return faults

@@ -1,13 +1,14 @@
 """Batches for one rank: planned alike on every rank, so that nothing need be said between them.
 
-A global step is `bins` bins of `tokens` tokens each. Windows are packed whole into bins, and each rank
-takes `bins / world_size` consecutive bins of a step in one batch. So one configuration gives the same
-global batches on 1, 2, 3 … ranks, every rank has as many steps as the others, and the number of targets in
-a global batch, by which its loss is divided, is known everywhere.
+A global step is `bins` bins of `tokens` tokens each. Windows are packed whole into bins, those of a step are dealt to
+its bins so that attention work is alike, and each rank takes `bins / world_size` consecutive bins of a step in one
+batch. So one configuration gives the same global batches on 1, 2, 3 … ranks, every rank has as many steps as the
+others, and the number of predictions in a global batch, by which its loss is divided, is known everywhere.
 
-A plan is a function of (seed, epoch) alone: to resume, begin at a step.
+A plan is a function of (seed, epoch) alone. To resume is to begin at a step: the whole state of a loader is
+`LoaderState`, two numbers and the name of the plan, on any number of ranks.
 
-Shapes: W windows · L token budget of the batch · B users in the batch · N items.
+W windows · L token budget of the batch · B windows in the batch · N items.
 """
 
 from __future__ import annotations
@@ -17,26 +18,41 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
+from common.files import fingerprint_of
 from common.seeding import derive_seed
 from data import schema
-from data.batches import Batch, BatchMaker, EventColumns, ItemFeatures
+from data.batches import Batch, BatchMaker, EventColumns, ItemFeatures, code_dtype
 from data.event_store import EventStore
-from data.sequences import Windows
+from data.examples import Examples
+from data.packing import balance, pack, pack_in_order, pack_with_room
+from data.sequences import Plan, SameEveryEpoch, Windows
+from data.stochastic_length import StochasticLength
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Windows in bins: bin b holds `windows[offsets[b] : offsets[b + 1]]`; bins come in whole steps.
+class LoaderState:
+    """Where a loader is. Travels in a checkpoint; any rank's serves all ranks.
 
-    `maker` cuts the epoch's batches; `targets_W` is how many targets each window has in it.
+    Attributes:
+        plan: fingerprint of what decides the batches; another plan has other steps.
+        epoch, step: of the next batch.
     """
 
-    windows: np.ndarray
+    plan: str
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """Windows in bins: bin b holds `order[offsets[b] : offsets[b + 1]]`; bins come in whole steps."""
+
+    examples: Examples
+    order: np.ndarray
     offsets: np.ndarray
-    maker: BatchMaker
-    targets_W: np.ndarray
 
 
 def event_columns(store: EventStore) -> EventColumns:
@@ -57,10 +73,10 @@ def item_features(
     """The items of a store with their codes (all zero where unknown)."""
     assert len(codes_NC) == store.num_items, f"{len(codes_NC)} codes for {store.num_items} items"
     return ItemFeatures(
-        codes_NC=torch.from_numpy(codes_NC.astype(np.int64)),
+        codes_NC=torch.from_numpy(codes_NC).to(code_dtype(codes_per_level)),
         codes_per_level=codes_per_level,
         artist_offsets=torch.from_numpy(store.artist_offsets.astype(np.int64)),
-        artist_values=torch.from_numpy(store.artist_values.astype(np.int64)),
+        artist_values=torch.from_numpy(store.artist_values.astype(np.int32)),
         num_artists=store.num_artists,
         qr_remainders=qr_remainders,
     )
@@ -72,25 +88,27 @@ class Loader:
     Args:
         store: where the events are.
         item_features: codes and artists of its items.
-        windows: what to batch; each window comes exactly once an epoch.
+        plan: what to batch, or one set of windows for all epochs; each window comes exactly once an epoch.
         tokens: budget of one bin, at least the longest window.
         bins: bins of a global step; `world_size` must divide it.
         rank, world_size: whose batches.
-        seed: of the shuffling.
-        shuffle: whether windows and bins come in an order drawn from (seed, epoch), or as they are in `windows`.
-        shuffle_ties: whether events of one user in one second, whose order in the log says nothing, are ordered anew
-            in each epoch, drawn from (seed, epoch). Held-out events keep their places. Costs each epoch a copy of the
-            columns.
+        seed: of all that is drawn.
+        shuffle: whether windows and bins come in an order drawn from (seed, epoch), or as the plan has them. A plan in
+            time order is never shuffled: a window is used no earlier than those before it.
+        tie_limit_U: int64 [U] or None. Where given, events of one user in one second, whose order in the log says
+            nothing, are ordered anew in each epoch, those before this position of the user's history.
+        thinning: Stochastic Length, off where not given.
+        longest: N of Stochastic Length.
 
     Raises:
-        InputError: `world_size` does not divide `bins`, or a window is longer than `tokens`.
+        InputError: `world_size` does not divide `bins`.
     """
 
     def __init__(
         self,
         store: EventStore,
         item_features: ItemFeatures,
-        windows: Windows,
+        plan: Plan | Windows,
         *,
         tokens: int,
         bins: int,
@@ -98,125 +116,189 @@ class Loader:
         world_size: int,
         seed: int,
         shuffle: bool,
-        shuffle_ties: bool = False,
+        tie_limit_U: np.ndarray | None = None,
+        thinning: StochasticLength | None = None,
+        longest: int = 0,
     ) -> None:
-        """Check that the windows fit the budget."""
+        """Check that the bins divide among the ranks."""
         assert 0 <= rank < world_size
         assert len(item_features.codes_NC) == store.num_items
-        _check_budget(windows, tokens, bins, world_size)
+        if bins < 1 or bins % world_size:
+            raise InputError(
+                f"bins={bins} does not divide among {world_size} ranks; the bins of a global step must be a multiple "
+                "of the number of ranks"
+            )
+        self.plan: Plan = SameEveryEpoch(plan) if isinstance(plan, Windows) else plan
         self.tokens, self.bins, self.rank, self.world_size = tokens, bins, rank, world_size
-        self.seed, self.shuffle, self.shuffle_ties = seed, shuffle, shuffle_ties
-        self.windows = windows
+        self.seed, self.shuffle = seed, shuffle and not self.plan.in_time_order
+        self.tie_limit_U = tie_limit_U
+        self.thinning, self.longest = thinning or StochasticLength(), longest
         self.tokens_per_batch = tokens * bins // world_size
-        self._in_order = BatchMaker(event_columns(store), item_features, windows)
-        self._planned: tuple[int, _Plan] | None = None
+        self.store_fingerprint = store.fingerprint
+        self._maker = BatchMaker(event_columns(store), item_features)
+        self._planned: tuple[int, _Epoch] | None = None
+
+    @property
+    def num_epochs(self) -> int | None:
+        """How many epochs the plan has; None where there is no end."""
+        return self.plan.num_epochs
+
+    def windows(self, epoch: int) -> Windows:
+        """The windows of an epoch, by which `Batch.window_index_B` counts."""
+        return self._epoch(epoch).examples.windows
 
     def steps_per_epoch(self, epoch: int) -> int:
         """Steps, the same on every rank; epochs of a shuffled loader may differ by a few."""
-        return (len(self._plan(epoch).offsets) - 1) // self.bins
+        return (len(self._epoch(epoch).offsets) - 1) // self.bins
+
+    def expected_steps(self, epochs: int) -> int:
+        """About how many steps `epochs` epochs have; exact but for what packing and drawing move by a few."""
+        epochs = min(epochs, self.num_epochs) if self.num_epochs is not None else epochs
+        if not self.plan.in_time_order:
+            return epochs * self.steps_per_epoch(0)
+        budget = self.bins * self.tokens
+        return sum(-(-int(self.plan.windows(epoch).lengths.sum()) // budget) for epoch in range(epochs))
+
+    def real_tokens(self, epoch: int) -> int:
+        """Tokens of the epoch that are no padding, over all ranks."""
+        return int(self._epoch(epoch).examples.kept_W.sum())
 
     def padding_share(self, epoch: int) -> float:
         """Share of the epoch's token budget that holds no token, over all ranks; 0 where there are no steps."""
         budget = self.steps_per_epoch(epoch) * self.bins * self.tokens
-        return 1.0 - int(self.windows.lengths.sum()) / budget if budget else 0.0
+        return 1.0 - self.real_tokens(epoch) / budget if budget else 0.0
 
-    def iterate(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's batches of the epoch from `start_step` on; each has L = `tokens_per_batch` tokens."""
-        plan = self._plan(epoch)
-        bins_per_rank = self.bins // self.world_size
-        for step in range(start_step, self.steps_per_epoch(epoch)):
-            first = step * self.bins
-            everyone = plan.windows[plan.offsets[first] : plan.offsets[first + self.bins]]
-            mine = first + self.rank * bins_per_rank
-            own = plan.windows[plan.offsets[mine] : plan.offsets[mine + bins_per_rank]]
-            targets = int(plan.targets_W[everyone].sum())
-            yield plan.maker.make(own, self.tokens_per_batch, self.world_size / targets if targets else 0.0)
+    def bins_of_step(self, epoch: int, step: int) -> list[np.ndarray]:
+        """Indices of the windows in each bin of a global step, work dealt out."""
+        planned = self._epoch(epoch)
+        first = planned.offsets[step * self.bins : (step + 1) * self.bins + 1]
+        everyone = planned.order[first[0] : first[-1]]
+        bin_of = np.repeat(np.arange(self.bins), np.diff(first))
+        bin_of = balance(planned.examples.kept_W[everyone], bin_of, self.bins, self.tokens)
+        return [everyone[bin_of == place] for place in range(self.bins)]
 
-    def _plan(self, epoch: int) -> _Plan:
+    def batch(self, epoch: int, step: int) -> Batch:
+        """This rank's batch of one step, of L = `tokens_per_batch` tokens."""
+        examples = self._epoch(epoch).examples
+        bins = self.bins_of_step(epoch, step)
+        share = self.bins // self.world_size
+        parts = [np.concatenate(bins[rank * share : (rank + 1) * share]) for rank in range(self.world_size)]
+        asked = int(examples.predictions(np.concatenate(parts)).sum())
+        weight = self.world_size / asked if asked else 0.0
+        own = parts[self.rank]
+        return self._maker.make(examples.tokens(own), own, self.tokens_per_batch, weight)
+
+    def iterate(self, epoch: int, start_step: int = 0, workers: int = 0) -> Iterator[Batch]:
+        """This rank's batches of the epoch from `start_step` on.
+
+        Args:
+            workers: processes that make batches ahead; 0 makes each when it is asked for. The batches are the same.
+        """
+        steps = range(start_step, self.steps_per_epoch(epoch))
+        if not workers or not steps:
+            return (self.batch(epoch, step) for step in steps)
+        # Forked after the epoch is planned, so that the plan, the item features and the mapped columns are shared.
+        return iter(
+            DataLoader(
+                _Steps(self, epoch),
+                batch_size=None,
+                sampler=steps,
+                num_workers=workers,
+                multiprocessing_context="fork",
+            )
+        )
+
+    def state(self, epoch: int, step: int) -> LoaderState:
+        """What to keep in order to go on from a step."""
+        return LoaderState(self._plan_name(), epoch, step)
+
+    def check_state(self, state: LoaderState) -> None:
+        """See that a state is of a loader with the same batches.
+
+        Raises:
+            InputError: it is not: going on would skip events and repeat others.
+        """
+        if state.plan != self._plan_name():
+            raise InputError(
+                f"the checkpoint's loader has plan {state.plan}, this one {self._plan_name()}: store, windows, token "
+                "budget, bins, seed or thinning differ, so the rest of its epoch cannot be found; resume with the same"
+            )
+
+    def _plan_name(self) -> str:
+        planned = self._epoch(0)
+        return fingerprint_of(
+            {
+                "store": self.store_fingerprint,
+                "tokens": self.tokens,
+                "bins": self.bins,
+                "seed": self.seed,
+                "shuffle": self.shuffle,
+                "ties": self.tie_limit_U is not None,
+                "thinning": [self.thinning.alpha, self.thinning.selection, self.longest],
+                "windows": [len(planned.order), int(planned.examples.windows.stop.sum()), type(self.plan).__name__],
+            }
+        )
+
+    def _epoch(self, epoch: int) -> _Epoch:
         if self._planned is None or self._planned[0] != epoch:
-            self._planned = epoch, self._make_plan(epoch)
+            self._planned = epoch, self._plan_epoch(epoch)
         return self._planned[1]
 
-    def _make_plan(self, epoch: int) -> _Plan:
-        order = np.arange(len(self.windows))
+    def _plan_epoch(self, epoch: int) -> _Epoch:
+        windows = self.plan.windows(epoch)
         random = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "loader", epoch)))
-        if self.shuffle:
-            random.shuffle(order)
-        bin_of = pack(self.windows.lengths[order], self.tokens)
-        num_bins = int(bin_of.max()) + 1 if len(bin_of) else 0
-        if self.shuffle:
-            # Packing tops up the first bins with the last windows and leaves the last bins the emptiest.
-            bin_of = random.permutation(num_bins)[bin_of]
+        lengths_W = windows.lengths
+        if self.thinning.is_on:
+            lengths_W = self.thinning.kept_lengths(lengths_W, self.longest, random)
+        _check_budget(lengths_W, self.tokens)
+        order, bin_of = self._packed(lengths_W, random)
         by_bin = np.argsort(bin_of, kind="stable")
+        num_bins = int(bin_of.max()) + 1 if len(bin_of) else 0
         whole_steps = -(-num_bins // self.bins) * self.bins
         offsets = np.zeros(whole_steps + 1, dtype=np.int64)
         np.cumsum(np.bincount(bin_of, minlength=whole_steps), out=offsets[1:])
-        maker = self._in_order
-        if self.shuffle_ties:
-            maker = maker.over(shuffle_ties(maker.columns, self.windows, random))
-        return _Plan(order[by_bin], offsets, maker, maker.count_targets())
-
-
-def shuffle_ties(columns: EventColumns, windows: Windows, random: np.random.Generator) -> EventColumns:
-    """The columns with events of one user and one second in random order, up to the user's last training target.
-
-    What comes after it, held-out events above all, stays in place.
-    """
-    lengths_U = np.diff(columns.offsets)
-    last_U = np.full(len(lengths_U), -1, dtype=np.int64)
-    np.maximum.at(last_U, windows.user, windows.stop)
-    user_E = np.repeat(np.arange(len(lengths_U)), lengths_U)
-    free_E = np.arange(len(user_E)) - columns.offsets[user_E] <= last_U[user_E]
-    # Runs of free events that share user and second; every other event is a run of its own.
-    starts_E = np.ones(len(user_E), dtype=bool)
-    starts_E[1:] = (np.diff(user_E) != 0) | (np.diff(columns.timestamps) != 0) | ~free_E[1:]
-    run_E = np.cumsum(starts_E)
-    tied = np.flatnonzero(np.bincount(run_E)[run_E] > 1)
-    order_E = np.arange(len(user_E))
-    order_E[tied] = tied[np.lexsort((random.random(len(user_E))[tied], run_E[tied]))]
-    return columns.reordered(order_E)
-
-
-def pack(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Bin of each length, best fit: the fullest bin that still has room (of several, the last used), else a new one.
-
-    Which capacities are free in some bin is kept as the bits of one integer, so a window costs a shift and a
-    bit count, not a search through the bins.
-    """
-    bins_with: list[list[int]] = [[] for _ in range(capacity + 1)]  # free capacity → bins
-    free = 0  # bit c is set where bins_with[c] is not empty
-    result = np.empty(len(lengths), dtype=np.int64)
-    opened = 0
-    for index, length in enumerate(lengths.tolist()):
-        fitting = free >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            chosen = bins_with[room].pop()
-            if not bins_with[room]:
-                free &= ~(1 << room)
-        else:
-            room, chosen = capacity, opened
-            opened += 1
-        result[index] = chosen
-        left = room - length
-        if left:
-            bins_with[left].append(chosen)
-            free |= 1 << left
-    return result
-
-
-def _check_budget(windows: Windows, tokens: int, bins: int, world_size: int) -> None:
-    faults = []
-    if bins < 1 or bins % world_size:
-        faults.append(
-            f"bins={bins} does not divide among {world_size} ranks; the bins of a global step must be a multiple of "
-            "the number of ranks"
+        columns = self._maker.columns
+        examples = Examples(
+            offsets=columns.offsets,
+            timestamps_E=columns.timestamps,
+            windows=windows,
+            kept_W=lengths_W,
+            thinning=self.thinning,
+            tie_limit_U=self.tie_limit_U,
+            seed=derive_seed(self.seed, "examples", epoch),
         )
-    longest = int(windows.lengths.max()) if len(windows) else 0
+        return _Epoch(examples, order[by_bin], offsets)
+
+    def _packed(self, lengths_W: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The order in which windows were packed, and the bin of each."""
+        order = np.arange(len(lengths_W))
+        if self.plan.in_time_order:
+            return order, pack_in_order(lengths_W, self.tokens, self.bins)
+        if not self.shuffle:
+            return order, self._pack(lengths_W)
+        random.shuffle(order)
+        bin_of = self._pack(lengths_W[order])
+        # Packing tops up the first bins with the last windows and leaves the last bins the emptiest.
+        return order, random.permutation(int(bin_of.max()) + 1 if len(bin_of) else 0)[bin_of]
+
+    def _pack(self, lengths: np.ndarray) -> np.ndarray:
+        return pack(lengths, self.tokens) if self.bins == 1 else pack_with_room(lengths, self.tokens)
+
+
+class _Steps(Dataset[Batch]):
+    """The steps of an epoch as torch's DataLoader wants them: by number."""
+
+    def __init__(self, loader: Loader, epoch: int) -> None:
+        self.loader, self.epoch = loader, epoch
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.loader.batch(self.epoch, step)
+
+
+def _check_budget(lengths_W: np.ndarray, tokens: int) -> None:
+    longest = int(lengths_W.max()) if len(lengths_W) else 0
     if longest > tokens:
-        faults.append(
+        raise InputError(
             f"tokens={tokens} is less than the longest window of {longest} inputs; a bin must hold a window whole: "
             "raise tokens or lower the longest history"
         )
-    if faults:
-        raise InputError(*faults)

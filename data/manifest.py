@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,6 @@ from typing import Any
 from common.errors import InputError
 from common.files import fingerprint_of, read_json_object, sha256_of_file
 from data import schema
-
-COUNTS = ("users", "events", "items", "artists", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,15 @@ class Manifest:
     Attributes:
         fingerprint: of everything else here, hence of all files' bytes: equal content, equal fingerprint.
         source: the source's description.
-        counts: how many users, events, items, artists and embeddings.
+        counts: how many users, events, items, artists, albums and embeddings.
         event_types: names, in the order of the indices in the `event_type` column.
         event_type_counts: events of each type.
         optional_columns: which of `schema.OPTIONAL_COLUMNS` are present.
-        titles: whether items have titles.
+        titles, albums: whether items have them.
         embedding_width: D of the content embeddings, None where there are none.
         time_range: first and last timestamp, seconds.
+        duplicates: what was done with events that say the same twice ("keep", "drop", "refuse"), and their number.
+        split: which events are held out, the keys of `data.split.SplitConfig`.
         files: name → {"bytes", "sha256"}.
     """
 
@@ -39,8 +40,11 @@ class Manifest:
     event_type_counts: tuple[int, ...]
     optional_columns: tuple[str, ...]
     titles: bool
+    albums: bool
     embedding_width: int | None
     time_range: tuple[int, int]
+    duplicates: dict[str, Any]
+    split: dict[str, Any]
     files: dict[str, dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
@@ -53,11 +57,19 @@ def seal(folder: Path, files: tuple[str, ...], **content: Any) -> Manifest:
     described = {
         "format_version": schema.FORMAT_VERSION,
         **content,
-        "files": {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of_file(folder / name)} for name in files
-        },
+        "files": describe_files(folder, files),
     }
     return Manifest(fingerprint=fingerprint_of(described), **described)
+
+
+def describe_files(folder: Path, files: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of the files of a store, by name; hashed by two threads."""
+    with ThreadPoolExecutor(2) as pool:
+        digests = list(pool.map(sha256_of_file, [folder / name for name in files]))
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+        for name, digest in zip(files, digests, strict=True)
+    }
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -2,32 +2,53 @@
 
     python -m data.prepare source=movielens-100k out=stores/ml-100k
     python -m data.prepare source=yambda path=yambda size=50m kind=listens out=stores/yambda-50m-listens
+    python -m data.prepare source=table path='logs/*.csv' columns.user=uid columns.item=song columns.timestamp=time \\
+        out=stores/mine
 
 MovieLens-100K is obtained by itself: from the cache, GroupLens, or the PyPI wheel recbole==1.2.1, whichever
-has it, checked by SHA-256; `path` names a copy of yours instead. Yambda is read from the files under `path`.
+has it, checked by SHA-256; `path` names a copy of yours instead. Yambda is read from the files under `path`, in either
+layout. A table is any log in Parquet or CSV, rows in any order; keys say which columns mean what.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.config import REQUIRED, option, run_entry
+from common.config import REQUIRED, group, option, run_entry
 from common.errors import InputError
 from common.progress import format_seconds
-from data import schema
+from data import duplicates
 from data.manifest import Manifest
-from data.sources import movielens, movielens_origins, yambda, yambda_files
+from data.output_folder import check_apart, check_replaceable, check_space, claimed, scratch_beside
+from data.sources import movielens, movielens_origins, table, yambda, yambda_files
 from data.sources.base import Source
+from data.sources.table_config import TableCatalogue, TableColumns, TableConfig, TableEmbeddings
+from data.sources.table_values import TIME_UNITS
+from data.split import SplitConfig
 from data.store_writer import write_event_store
 
-SOURCES = (movielens.NAME, yambda.NAME)
+SOURCES = (movielens.NAME, yambda.NAME, table.NAME)
+
+_TAKES = {
+    movielens.NAME: ("path", "cache"),
+    yambda.NAME: ("path", "size", "kind", "layout", "min_played_ratio", "embedding"),
+    table.NAME: ("path", "columns", "catalogue", "embeddings", "timestamp_unit", "separator", "sorted"),
+}
+"""Source → its keys and groups of keys; `source`, `out` and what is in none of these are for all."""
+
+_NEEDS = {
+    movielens.NAME: (),
+    yambda.NAME: ("path", "kind"),
+    table.NAME: ("path", "columns.user", "columns.item", "columns.timestamp"),
+}
 
 
 @dataclass
@@ -39,44 +60,94 @@ class PrepareConfig:
     path: str | None = option(
         None,
         "movielens-100k: the unzipped folder or ml-100k.zip, obtained where not given; "
-        "yambda (required): the root of the data set",
+        "yambda (required): the root of the data set; "
+        "table (required): file, folder or glob of .parquet, .csv, .csv.gz, .tsv or .tsv.gz",
     )
     cache: str | None = option(
         None, "movielens-100k: folder for verified downloads, $XDG_CACHE_HOME/segue or ~/.cache/segue where not given"
     )
     size: str | None = option(None, "yambda: 50m, 500m or 5b; may be left out where `path` holds only one")
-    kind: str | None = option(None, f"yambda (required): which file, one of {', '.join(yambda_files.FILES)}")
+    kind: str | None = option(None, "yambda (required): which file", choices=tuple(yambda_files.FILES))
+    layout: str | None = option(
+        None, "yambda: which of the two to read, flat where both are there", choices=yambda_files.LAYOUTS
+    )
+    min_played_ratio: int | None = option(
+        None, "yambda: leave out listens of which less was played, in percent; 50 is its Listen+", minimum=0
+    )
+    embedding: str | None = option(
+        None,
+        f"yambda: which column of its embeddings, {yambda_files.EMBEDDINGS[0]} where not given",
+        choices=yambda_files.EMBEDDINGS,
+    )
+    columns: TableColumns = group(TableColumns, "table: which column of the log says what")
+    timestamp_unit: str | None = option(
+        None, "table: what a number in the timestamp column counts since 1970, s where not given", choices=TIME_UNITS
+    )
+    separator: str | None = option(None, "table: between values of CSV, a comma or tab by the suffix where not given")
+    sorted: bool = option(False, "table: each user's rows stand together, in order of time, so that nothing is sorted")
+    catalogue: TableCatalogue = group(TableCatalogue, "table: where its items are described")
+    embeddings: TableEmbeddings = group(TableEmbeddings, "table: where content embeddings of its items are")
+    duplicates: str | None = option(
+        None,
+        "what to do with events that say the same as another in every column; where not given, refuse for a table, "
+        "keep for the other sources",
+        choices=duplicates.RULES,
+    )
+    split: SplitConfig = group(SplitConfig, "which events are held out; a property of the store")
 
     def __post_init__(self) -> None:
         """Check which keys the source takes."""
-        takes = {movielens.NAME: {"path", "cache"}, yambda.NAME: {"path", "size", "kind"}}[self.source]
-        needs = {movielens.NAME: set(), yambda.NAME: {"path", "kind"}}[self.source]
-        given = {key for key in ("path", "cache", "size", "kind") if getattr(self, key) is not None}
-        faults = [f"`{key}` means nothing to source={self.source}; leave it out" for key in sorted(given - takes)]
-        faults += [f"`{key}` is required by source={self.source}" for key in sorted(needs - given)]
-        if self.source == yambda.NAME and self.kind is not None and self.kind not in yambda_files.FILES:
-            faults.append(f"`kind` is {self.kind!r}, expected one of {', '.join(yambda_files.FILES)}")
+        of_sources = {key for keys in _TAKES.values() for key in keys}
+        given = dict(_given(self))
+        faults = [
+            f"`{key}` means nothing to source={self.source}; leave it out"
+            for key in sorted(given)
+            if key.split(".")[0] in of_sources and key.split(".")[0] not in _TAKES[self.source]
+        ]
+        faults += [f"`{key}` is required by source={self.source}" for key in _NEEDS[self.source] if key not in given]
+        if self.min_played_ratio is not None and self.kind not in (*yambda_files.PLAYED_KINDS, None):
+            faults.append(f"`min_played_ratio` means nothing to kind={self.kind}, which has no played ratio")
+        if self.separator is not None and len(self.separator.replace("\\t", "\t")) != 1:
+            faults.append(f"`separator` is {self.separator!r}, must be one character (\\t for a tab)")
         if not self.out:
             faults.append("`out` is empty; name a folder")
         if faults:
             raise InputError(*faults)
 
 
+def _given(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys that were set to something, groups' keys with dots."""
+    for leaf in dataclasses.fields(config):
+        value = getattr(config, leaf.name)
+        if dataclasses.is_dataclass(value):
+            yield from _given(value, f"{prefix}{leaf.name}.")
+        elif value is not None and value is not False and value != "":
+            yield f"{prefix}{leaf.name}", value
+
+
 def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Write the store and print what was made.
 
     Returns:
-        A summary: store, fingerprint, source, counts, event types with their counts, time range, seconds.
+        A summary: store, fingerprint, source, counts, event types with their counts, time range, what was left out,
+        seconds.
 
     Raises:
-        InputError: a fault in the source, or `out` holds something that is not a store.
+        InputError: a fault in the source, or `out` cannot be written.
     """
     start = time.monotonic()
     out = Path(config.out).expanduser()
     check_replaceable(out)
-    manifest = write_event_store(_open_source(config), out)
+    check_apart(out, [Path(path).expanduser() for path in _inputs(config)])
+    with scratch_beside(out) as scratch:
+        source = _open_source(config, scratch)
+        check_space(out, source.least_bytes)
+        with claimed(out):
+            rule = config.duplicates or (duplicates.REFUSE if config.source == table.NAME else duplicates.KEEP)
+            manifest = write_event_store(source, out, config.split, rule)
+    left_out = {what: count for what, count in source.left_out.items() if count}
     seconds = time.monotonic() - start
-    print(_table(out, manifest, seconds))
+    print(_table(out, manifest, left_out, seconds))
     return {
         "store": str(out),
         "fingerprint": manifest.fingerprint,
@@ -84,34 +155,42 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         **manifest.counts,
         "event_types": dict(zip(manifest.event_types, manifest.event_type_counts, strict=True)),
         "time_range": list(manifest.time_range),
+        "left_out": left_out,
+        "duplicates": manifest.duplicates,
+        "split": manifest.split,
         "seconds": round(seconds, 3),
     }
 
 
-def check_replaceable(out: Path) -> None:
-    """Refuse to replace anything but an event store: a mistyped `out` must not cost a home folder.
-
-    Raises:
-        InputError: `out` is a file, or a folder with other things in it.
-    """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise InputError(
-            f"{out}: exists and is not a folder; `out` must name a new folder or an event store to replace"
-        )
-    if out.is_dir() and any(out.iterdir()) and not (out / schema.MANIFEST_FILE).exists():
-        raise InputError(
-            f"{out}: exists and is not an event store (it has no {schema.MANIFEST_FILE}); "
-            "name another folder or empty it"
-        )
+def _inputs(config: PrepareConfig) -> list[str]:
+    return [path for path in (config.path, config.catalogue.path, config.embeddings.path) if path is not None]
 
 
-def _open_source(config: PrepareConfig) -> Source:
-    path = Path(config.path).expanduser() if config.path is not None else None
+def _open_source(config: PrepareConfig, scratch: Path) -> Source:
     if config.source == movielens.NAME:
+        path = Path(config.path).expanduser() if config.path is not None else None
         return movielens_origins.load(path, _cache_folder(config.cache))
-    assert path is not None
+    assert config.path is not None
+    if config.source == table.NAME:
+        how = TableConfig(
+            path=config.path,
+            columns=config.columns,
+            catalogue=config.catalogue,
+            embeddings=config.embeddings,
+            timestamp_unit=config.timestamp_unit or TIME_UNITS[0],
+            separator=config.separator.replace("\\t", "\t") if config.separator is not None else None,
+            sorted=config.sorted,
+        )
+        return table.Table(how, scratch)
     assert config.kind is not None
-    return yambda.Yambda(path, config.kind, config.size)
+    return yambda.Yambda(
+        Path(config.path).expanduser(),
+        config.kind,
+        config.size,
+        config.layout,
+        config.min_played_ratio,
+        config.embedding or yambda_files.EMBEDDINGS[0],
+    )
 
 
 def _cache_folder(given: str | None) -> Path:
@@ -121,10 +200,13 @@ def _cache_folder(given: str | None) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "segue"
 
 
-def _table(out: Path, manifest: Manifest, seconds: float) -> str:
+_DONE = {duplicates.DROP: "left out", duplicates.KEEP: "kept"}
+
+
+def _table(out: Path, manifest: Manifest, left_out: dict[str, int], seconds: float) -> str:
     first, last = manifest.time_range
     times = f"{first:,} … {last:,} s"
-    if manifest.source["name"] == movielens.NAME:
+    if manifest.source["name"] != yambda.NAME:  # Yambda's seconds count from an origin of its own
         days = [datetime.fromtimestamp(second, tz=UTC).date().isoformat() for second in (first, last)]
         times = " … ".join(days)
     rows = [(name, f"{count:,}") for name, count in manifest.counts.items()]
@@ -132,7 +214,12 @@ def _table(out: Path, manifest: Manifest, seconds: float) -> str:
         (f"  {name}", f"{count:,}")
         for name, count in zip(manifest.event_types, manifest.event_type_counts, strict=True)
     ]
-    rows += [("time", times), ("fingerprint", manifest.fingerprint)]
+    rows += [("time", times), *(("left out", f"{count:,} {what}") for what, count in left_out.items())]
+    found, rule = manifest.duplicates["found"], manifest.duplicates["rule"]
+    if found:
+        rows.append(("duplicates", f"{found:,} events say the same as another; {_DONE[rule]}"))
+    rows.append(("split", f"{manifest.split['kind']}; every event was held against it, none leaks"))
+    rows += [("fingerprint", manifest.fingerprint)]
     lines = [f"{out}: event store of {' '.join(manifest.source.values())}, made in {format_seconds(seconds)}"]
     return "\n".join(lines + [f"  {name:<14} {value}" for name, value in rows])
 

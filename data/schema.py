@@ -1,9 +1,12 @@
 """The shape of an event store: the only place where column names, dtypes, units and missing values are set.
 
-A store is a folder of Parquet files and a manifest. `events.parquet` has one row per user, whose history
-lies in list columns of equal length, oldest event first: an Arrow list column is a jagged tensor already
-(values and offsets), so batches are cut from it without parsing. `items.parquet`, `artists.parquet` and,
-where the source has content embeddings, `embeddings.parquet` describe the catalogue in dense order.
+A store is a folder and a manifest. `events/` is a jagged table, one row a user: `offsets.npy` says where each user's
+events begin, and every column is one flat file of values, user after user, each user's oldest event first. These are
+files of NumPy's format, mapped into memory as they are: nothing is decoded or copied to cut a batch, all processes of a
+machine share one copy in the page cache, and a store may be larger than the memory. `EventStore.to_arrow` shows the
+same buffers as one Arrow row per user. `embeddings/`, where the source has content embeddings, holds the dense indices
+of the items that have one, in any order, and their vectors, as such files too. `users.parquet`, `items.parquet`,
+`artists.parquet` and, where there are albums, `albums.parquet` describe users and catalogue in dense order.
 
 Raw ids (users, items, artists) are kept as strings: every source's ids fit without loss, and nothing
 after preparation computes with them; all else speaks of dense indices 0, 1, 2, ….
@@ -18,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a store of the former version cannot be read any more."""
 
 QR_REMAINDERS = 1024
@@ -29,11 +32,18 @@ MISSING_ORGANIC = 2
 MISSING_PLAYED_RATIO = 65535
 
 MANIFEST_FILE = "manifest.json"
-EVENTS_FILE = "events.parquet"
+EVENTS_FOLDER = "events"
+USERS_FILE = "users.parquet"
 ITEMS_FILE = "items.parquet"
 ARTISTS_FILE = "artists.parquet"
-EMBEDDINGS_FILE = "embeddings.parquet"
+ALBUMS_FILE = "albums.parquet"
+EMBEDDINGS_FOLDER = "embeddings"
+EMBEDDED_ITEMS_FILE = f"{EMBEDDINGS_FOLDER}/item.npy"
+VECTORS_FILE = f"{EMBEDDINGS_FOLDER}/vector.npy"
+EMBEDDED_ITEM_DTYPE = np.dtype(np.uint32)
+VECTOR_DTYPE = np.dtype(np.float32)
 
+OFFSETS = "offsets"
 USER = "user"
 ITEM = "item"
 TIMESTAMP = "timestamp"
@@ -43,8 +53,9 @@ ORGANIC = "organic"
 PLAYED_RATIO = "played_ratio"
 ARTIST = "artist"
 ARTISTS = "artists"
+ALBUM = "album"
+ALBUMS = "albums"
 TITLE = "title"
-EMBEDDING = "embedding"
 
 MAX_EVENT_TYPES = 256
 MAX_ITEMS = 2**32 - 1
@@ -70,7 +81,7 @@ EVENT_COLUMNS = {
     column.name: column
     for column in (
         EventColumn(ITEM, np.dtype(np.uint32), None, "dense item index, 0 … N-1"),
-        EventColumn(TIMESTAMP, np.dtype(np.int64), None, "seconds since the source's origin, never negative"),
+        EventColumn(TIMESTAMP, np.dtype(np.uint32), None, "whole seconds since the source's origin, below 2**32"),
         EventColumn(EVENT_TYPE, np.dtype(np.uint8), None, "index into the manifest's event types"),
         EventColumn(DURATION, np.dtype(np.uint32), MISSING_DURATION, "length of the item in seconds"),
         EventColumn(ORGANIC, np.dtype(np.uint8), MISSING_ORGANIC, "1 found by the user, 0 recommended"),
@@ -84,27 +95,33 @@ REQUIRED_COLUMNS = (ITEM, TIMESTAMP, EVENT_TYPE)
 OPTIONAL_COLUMNS = (DURATION, ORGANIC, PLAYED_RATIO)
 
 
+def column_file(name: str) -> str:
+    """Path of an event column, or of the offsets, within a store."""
+    return f"{EVENTS_FOLDER}/{name}.npy"
+
+
+def column_names(optional: Sequence[str]) -> tuple[str, ...]:
+    """The event columns of a store with the given optional ones, in the order in which they are described here."""
+    return REQUIRED_COLUMNS + tuple(name for name in OPTIONAL_COLUMNS if name in optional)
+
+
+def users_schema() -> pa.Schema:
+    """Arrow schema of `users.parquet`: row u is the user with dense index u."""
+    return pa.schema([pa.field(USER, pa.string(), nullable=False)])
+
+
 def _list_of(dtype: pa.DataType) -> pa.DataType:
-    """Large lists: 64-bit offsets, since a store may hold more events than 2**31."""
     return pa.large_list(pa.field("element", dtype, nullable=False))
 
 
-def events_schema(optional: Sequence[str]) -> pa.Schema:
-    """Arrow schema of `events.parquet` with the given optional columns, in the order of `OPTIONAL_COLUMNS`."""
-    names = REQUIRED_COLUMNS + tuple(name for name in OPTIONAL_COLUMNS if name in optional)
-    fields = [pa.field(USER, pa.string(), nullable=False)]
-    for name in names:
-        element = pa.from_numpy_dtype(EVENT_COLUMNS[name].dtype)
-        fields.append(pa.field(name, _list_of(element), nullable=False))
-    return pa.schema(fields)
-
-
-def items_schema(with_titles: bool) -> pa.Schema:
+def items_schema(with_titles: bool, with_albums: bool) -> pa.Schema:
     """Arrow schema of `items.parquet`: row i is the item with dense index i."""
     fields = [
         pa.field(ITEM, pa.string(), nullable=False),
         pa.field(ARTISTS, _list_of(pa.uint32()), nullable=False),
     ]
+    if with_albums:
+        fields.append(pa.field(ALBUMS, _list_of(pa.uint32()), nullable=False))
     if with_titles:
         fields.append(pa.field(TITLE, pa.string(), nullable=False))
     return pa.schema(fields)
@@ -115,7 +132,6 @@ def artists_schema() -> pa.Schema:
     return pa.schema([pa.field(ARTIST, pa.string(), nullable=False)])
 
 
-def embeddings_schema(width: int) -> pa.Schema:
-    """Arrow schema of `embeddings.parquet`: one row for each item that has an embedding, in any order."""
-    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), width)
-    return pa.schema([pa.field(ITEM, pa.uint32(), nullable=False), pa.field(EMBEDDING, vector, nullable=False)])
+def albums_schema() -> pa.Schema:
+    """Arrow schema of `albums.parquet`: row i is the album with dense index i."""
+    return pa.schema([pa.field(ALBUM, pa.string(), nullable=False)])

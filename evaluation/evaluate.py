@@ -22,7 +22,6 @@ from common.noise import quiet_known_warnings
 from data.event_store import EventStore
 from data.loader import Loader, item_features
 from data.sequences import request_windows
-from data.split import leave_last_out
 from evaluation import metrics
 from evaluation.evaluator import Evaluation, evaluate_windows
 from evaluation.report import render_report
@@ -35,8 +34,6 @@ from serving.exact import ExactEngine
 from serving.index import FaissEngine
 from serving.popular import MostPopularEngine
 from sharding.world import World, open_world
-
-PROTOCOL = "leave-last-out"
 
 
 @dataclass
@@ -62,13 +59,13 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate a checkpoint under leave-last-out; returns what `metrics.json` holds."""
+    """Evaluate a checkpoint on the test events of its store's split; returns what `metrics.json` holds."""
     quiet_known_warnings()
     with open_world() as world:
         run = Path(config.run)
         checkpoint = checkpoints.find_checkpoint(run, config.checkpoint)
         manifest = checkpoints.read_manifest(checkpoint)
-        store = EventStore.open(Path(config.store or manifest.store))
+        store = EventStore.open(Path(config.store or manifest.store), verify=world.is_first_on_node)
         codes = CodeTable.open(Path(config.codes or manifest.codes), store)
         checkpoints.check_belongs(manifest, checkpoint, store, codes)
         model = checkpoints.load_model(checkpoint, world)
@@ -95,16 +92,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _test_loader(config: EvaluateConfig, store: EventStore, codes: CodeTable, cfg: ModelConfig, world: World) -> Loader:
-    test_U = leave_last_out(np.diff(store.offsets)).test_U
-    if not (test_U >= 0).any():
+    test = store.split().test
+    if not test.asked_U.any():
         raise InputError(
-            f"{store.path}: none of its {store.num_users} users has a held-out event, which takes a history "
-            f"of at least 3 events; there is nothing to evaluate"
+            f"{store.path}: its split, {store.split_config.kind}, holds out no event of any of its {store.num_users} "
+            f"users; there is nothing to evaluate"
         )
     return Loader(
         store,
         item_features(store, codes.codes_NC, codes.codes_per_level, cfg.qr_remainders),
-        request_windows(test_U, cfg.max_history),
+        request_windows(test, cfg.max_history),
         tokens=config.tokens,
         bins=world.size,
         rank=world.rank,
@@ -126,7 +123,7 @@ def summarise(
 
     exact, mostpop = figures("exact"), figures("mostpop")
     return {
-        "protocol": PROTOCOL,
+        "protocol": store.split_config.kind,
         "users": len(result.target_items_U),
         "items": store.num_items,
         "depth": result.depth,

@@ -19,10 +19,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.progress import Progress
-from data.batches import expand_ranges
 from data.event_store import EventStore
 from data.loader import Loader
+from data.ranges import expand_ranges
 from data.schema import ITEM
+from data.sequences import Windows
 from evaluation import metrics
 from serving.engine import Engine, Query
 from sharding.world import World
@@ -84,10 +85,10 @@ def evaluate_windows(
         model: called with a batch, gives (loss, output with `hidden_LD`); sharded or not. Left in the mode it had.
         depth: K; a held-out item below it counts as not found.
     """
-    was_training = model.training
+    windows, was_training = loader.windows(0), model.training
     model.eval()
     local = _LocalResults([engine.name for engine in engines])
-    with torch.no_grad(), Progress(label, len(loader.windows), "users", quiet=not world.is_main) as progress:
+    with torch.no_grad(), Progress(label, len(windows), "users", quiet=not world.is_main) as progress:
         for batch in loader.iterate(epoch=0):
             batch = batch.to(world.device)
             _, output = model(batch)  # a collective: every rank takes part, with users or without
@@ -96,29 +97,30 @@ def evaluate_windows(
             if len(users):
                 last = batch.offsets[users + 1] - 1
                 windows_B = batch.window_index_B[users].cpu().numpy()
-                targets_B = torch.from_numpy(_held_out(windows_B, loader, store)).to(world.device)
-                query = _query(windows_B, output.hidden_LD[last], loader, store)
+                targets_B = torch.from_numpy(_held_out(windows_B, windows, store)).to(world.device)
+                query = _query(windows_B, output.hidden_LD[last], windows, store)
                 for engine in engines:
                     items_BK, _ = engine.retrieve(query, depth)
                     local.add(engine.name, items_BK, targets_B)
                 local.add_users(windows_B, targets_B)
             # The other ranks are assumed to be as far as this one.
-            progress.advance(min(len(users) * world.size, len(loader.windows) - progress.done))
+            progress.advance(min(len(users) * world.size, len(windows) - progress.done))
     model.train(was_training)
     return local.gather(world, depth)
 
 
-def _held_out(windows_B: npt.NDArray[np.int64], loader: Loader, store: EventStore) -> npt.NDArray[np.int64]:
-    """The item [B] after each window. Not the batch's target, which is absent where the item's codes are unknown."""
-    at_B = store.offsets[loader.windows.user[windows_B]] + loader.windows.stop[windows_B]
+def _held_out(windows_B: npt.NDArray[np.int64], windows: Windows, store: EventStore) -> npt.NDArray[np.int64]:
+    """The item [B] asked for. Not the batch's target, which is absent where the item's codes are unknown."""
+    assert windows.asked is not None
+    at_B = store.offsets[windows.user[windows_B]] + windows.asked[windows_B]
     items_B: npt.NDArray[np.int64] = store.column(ITEM)[at_B].astype(np.int64)
     return items_B
 
 
-def _query(windows_B: npt.NDArray[np.int64], hidden_BD: Tensor, loader: Loader, store: EventStore) -> Query:
-    """The users' vectors, and all before the held-out event as seen items: the whole history, not only the window."""
-    first_B = store.offsets[loader.windows.user[windows_B]]
-    positions, offsets = expand_ranges(first_B, loader.windows.stop[windows_B])
+def _query(windows_B: npt.NDArray[np.int64], hidden_BD: Tensor, windows: Windows, store: EventStore) -> Query:
+    """The users' vectors, and all that the request may see as seen items: the whole history, not only the window."""
+    first_B = store.offsets[windows.user[windows_B]]
+    positions, offsets = expand_ranges(first_B, windows.stop[windows_B])
     rows = torch.repeat_interleave(torch.arange(len(windows_B)), offsets.diff())
     items = torch.from_numpy(store.column(ITEM)[positions.numpy()].astype(np.int64))
     return Query(hidden_BD, rows.to(hidden_BD.device), items.to(hidden_BD.device))

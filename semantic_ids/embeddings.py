@@ -19,7 +19,6 @@ from common.config import option
 from common.errors import InputError
 from data.event_store import EventStore
 from data.schema import ITEM
-from data.split import leave_last_out
 from data.split import training_events as training_mask
 
 EMBEDDINGS = ("auto", "content", "collaborative")
@@ -82,10 +81,9 @@ class TrainingEvents:
 
 
 def training_events(store: EventStore) -> TrainingEvents:
-    """The events before `train_end` of leave-last-out; validation and test events are dropped here, once for all."""
-    lengths_U = np.diff(store.offsets)
-    allowed_E = training_mask(store.offsets, leave_last_out(lengths_U))
-    users_E = np.repeat(np.arange(store.num_users), lengths_U)[allowed_E]
+    """The events that the store's split gives to training; what is held out is dropped here, once for all."""
+    allowed_E = training_mask(store.offsets, store.split())
+    users_E = np.repeat(np.arange(store.num_users), np.diff(store.offsets))[allowed_E]
     items_E = store.column(ITEM)[allowed_E].astype(np.int64)
     return TrainingEvents(users_E, items_E, store.num_users, store.num_items)
 

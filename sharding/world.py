@@ -32,6 +32,11 @@ class World:
         """Whether this rank speaks for all (prints, writes files)."""
         return self.rank == 0
 
+    @property
+    def is_first_on_node(self) -> bool:
+        """Whether this rank does, once for its machine, what its neighbours need not do again (verify a store)."""
+        return self.rank % self.local_size == 0
+
 
 @contextmanager
 def open_world() -> Iterator[World]:

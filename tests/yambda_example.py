@@ -38,6 +38,33 @@ def write_yambda_example(folder: Path, users: int = 40, items: int = 120, seed: 
     return folder
 
 
+def write_sequential(folder: Path, plural: bool = True, row_group_size: int = 7) -> Path:
+    """Write sequential/50m/*.parquet beside the flat files of `folder`, of the same events; return `folder`.
+
+    Args:
+        plural: whether the columns are called item_ids and timestamps.
+    """
+    target = folder / "sequential" / "50m"
+    target.mkdir(parents=True, exist_ok=True)
+    for kind in KINDS:
+        table = sequential_table(pq.read_table(folder / "flat" / "50m" / f"{kind}.parquet"), plural)
+        pq.write_table(table, target / f"{kind}.parquet", row_group_size=row_group_size)
+    return folder
+
+
+def sequential_table(flat: pa.Table, plural: bool = True) -> pa.Table:
+    """One row a user, with the other columns as lists."""
+    uid = flat.column("uid").to_numpy()
+    starts = np.flatnonzero(np.diff(uid, prepend=-1))
+    offsets = pa.array(np.append(starts, len(uid)), type=pa.int32())
+    columns = {"uid": pa.array(uid[starts], type=pa.uint32())}
+    for name in flat.column_names[1:]:
+        called = {"item_id": "item_ids", "timestamp": "timestamps"}.get(name, name) if plural else name
+        values = flat.column(name).combine_chunks()
+        columns[called] = pa.ListArray.from_arrays(offsets, values)
+    return pa.table(columns)
+
+
 def _listens_and_reactions(random: np.random.Generator, users: int, items: int) -> Columns:
     """All events of all users, sorted by (uid, timestamp)."""
     parts = []

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from common.config import REQUIRED, group, option
 from common.errors import InputError
+from data.sequences import PLANS
+from data.stochastic_length import StochasticLength
 from model.config import ModelConfig
 
 
@@ -17,9 +19,12 @@ class BatchConfig:
     bins: int = option(2, "bins in a global step; the number of ranks must divide it", minimum=1)
     windows: str = option(
         "newest",
-        "newest: a user's newest max_history events; tiled: the whole history, cut into windows of that length",
-        choices=("newest", "tiled"),
+        "newest: a user's newest max_history events; tiled: the whole history, cut into windows of that length; "
+        "sampled: each prefix of a user's n with probability 1/n; stream: one pass in time order, an epoch a period",
+        choices=PLANS,
     )
+    period_seconds: int = option(86_400, "windows=stream: length of a period", minimum=1)
+    workers: int = option(0, "processes that make batches ahead, for each rank; 0 makes them in the step", minimum=0)
     shuffle_ties: bool = option(
         False, "order events of one user and one second anew in each epoch, where the log's order means nothing"
     )
@@ -47,7 +52,7 @@ class TrainConfig:
     store: str = option(REQUIRED, "event store, made by data.prepare")
     codes: str = option(REQUIRED, "code table, made by semantic_ids.fit")
     seed: int = option(0, "decides initial values, order of users and dropout", minimum=0)
-    epochs: int = option(20, "passes over the training windows", minimum=1)
+    epochs: int = option(20, "passes over the training windows; with batch.windows=stream, periods at most", minimum=1)
     max_steps: int = option(0, "end after this many steps; 0 trains all epochs", minimum=0)
     validate_every: int = option(1, "epochs between validations, each followed by a checkpoint", minimum=1)
     patience: int = option(0, "end after this many validations without improvement; 0 never does", minimum=0)
@@ -63,6 +68,7 @@ class TrainConfig:
     )
     model: ModelConfig = group(ModelConfig, "the model")
     batch: BatchConfig = group(BatchConfig, "batches")
+    stochastic_length: StochasticLength = group(StochasticLength, "thinning of long histories, a step at a time")
     optimizer: OptimizerConfig = group(OptimizerConfig, "optimizers")
 
     def __post_init__(self) -> None:

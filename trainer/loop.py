@@ -19,7 +19,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from common.seeding import seed_everything
 from data.batches import Batch
-from data.loader import Loader
+from data.loader import Loader, LoaderState
 from serving.checkpoints import CheckpointManifest, step_folder
 from sharding.world import World
 from trainer.checkpoint.writer import remove_old, training_state, write_checkpoint
@@ -42,6 +42,7 @@ class Progress:
         best: largest validation metric so far, −1 before the first.
         best_checkpoint: where it was reached.
         stale: validations since.
+        plan: name of the loader's plan, by which epoch and step mean something.
     """
 
     step: int = 0
@@ -50,6 +51,12 @@ class Progress:
     best: float = -1.0
     best_checkpoint: str = ""
     stale: int = 0
+    plan: str = ""
+
+    @property
+    def loader(self) -> LoaderState:
+        """Where the loader is."""
+        return LoaderState(self.plan, self.epoch, self.step_in_epoch)
 
 
 @dataclass
@@ -79,14 +86,15 @@ class Trainer:
             self.model, self.optimizers.combined, self.world.device, execute_all_batches=True
         )
         self.step_limit = self.config.max_steps or sys.maxsize
+        self.epochs = min(self.config.epochs, self.loader.num_epochs or sys.maxsize)
         self.log_start, self.wait = time.perf_counter(), Stopwatch()
 
     def train(self, progress: Progress) -> Progress:
         """Train from `progress` to the end of the run, or until validation stops improving."""
-        first_step = progress.step
-        while progress.epoch < self.config.epochs and progress.step < self.step_limit:
+        first_step, progress.plan = progress.step, self.loader.state(0, 0).plan
+        while progress.epoch < self.epochs and progress.step < self.step_limit:
             self._train_epoch(progress, first_step)
-            last = progress.epoch >= self.config.epochs or progress.step >= self.step_limit
+            last = progress.epoch >= self.epochs or progress.step >= self.step_limit
             if last or (progress.step_in_epoch == 0 and progress.epoch % self.config.validate_every == 0):
                 self._validate_and_save(progress)
                 if self.config.patience and progress.stale >= self.config.patience:
@@ -98,7 +106,7 @@ class Trainer:
         """Train what is left of an epoch, and of the run's steps."""
         steps = self.loader.steps_per_epoch(progress.epoch) - progress.step_in_epoch
         steps_left = self.step_limit - progress.step
-        batches = self.loader.iterate(progress.epoch, progress.step_in_epoch)
+        batches = self.loader.iterate(progress.epoch, progress.step_in_epoch, self.config.batch.workers)
         stream = self.wait.timed(itertools.islice(batches, steps_left))
         self.pipeline.attach()
         self.model.train()
@@ -147,11 +155,13 @@ class Trainer:
     def _validate_and_save(self, progress: Progress) -> None:
         paused = time.perf_counter()
         metrics = self.validate()
-        improved = metrics[SELECTION_METRIC] > progress.best
+        # Without validation events the newest checkpoint is the best.
+        score = metrics[SELECTION_METRIC] if metrics else progress.best + 1
+        improved = score > progress.best
         progress.stale = 0 if improved else progress.stale + 1
         name = step_folder(progress.step)
         if improved:
-            progress.best, progress.best_checkpoint = metrics[SELECTION_METRIC], name
+            progress.best, progress.best_checkpoint = score, name
         write_checkpoint(
             self.run, self.describe(progress, metrics), training_state(self.model, self.optimizers), self.world
         )
@@ -161,10 +171,12 @@ class Trainer:
         self.log_start += time.perf_counter() - paused  # the rate is that of training alone
 
     def _report_validation(self, progress: Progress, metrics: dict[str, float], improved: bool) -> None:
+        if not metrics:
+            return
         values: dict[str, Any] = {"epoch": progress.epoch, **metrics}
         self.telemetry.record("validation", progress.step, values)
         self.telemetry.say(
-            f"epoch {progress.epoch}/{self.config.epochs}  step {progress.step}  validation  "
+            f"epoch {progress.epoch}/{self.epochs}  step {progress.step}  validation  "
             f"ndcg@10 {metrics['ndcg@10']:.4f}  hr@10 {metrics['hr@10']:.4f}  mrr {metrics['mrr']:.4f}"
             f"{'  best so far' if improved else ''}"
         )

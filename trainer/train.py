@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -22,8 +21,9 @@ from common.files import write_text_atomically
 from common.noise import quiet_known_warnings
 from data.event_store import EventStore
 from data.loader import Loader, item_features
-from data.sequences import request_windows, training_windows
-from data.split import Split, leave_last_out
+from data.schema import TIMESTAMP
+from data.sequences import make_plan, request_windows
+from data.split import Split
 from evaluation.evaluator import evaluate_windows
 from model.config import Vocabulary
 from semantic_ids.codebook import CodeTable
@@ -51,6 +51,7 @@ _MAY_CHANGE_ON_RESUME = {
     "keep_checkpoints",
     "patience",
     "validate_every",
+    "batch.workers",
 }
 
 
@@ -58,9 +59,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Run one training from its configuration; returns a summary."""
     quiet_known_warnings()
     with open_world() as world:
-        store = EventStore.open(Path(config.store))
+        store = EventStore.open(Path(config.store), verify=world.is_first_on_node)
         codes = CodeTable.open(Path(config.codes), store)
-        split = leave_last_out(np.diff(store.offsets))
+        split = store.split()
         loader = training_loader(config, store, codes, split, world)
         resume_from = prepare_run_folder(config, world)
 
@@ -74,7 +75,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             epsilon=config.optimizer.sparse_epsilon,
             codebooks_CVd=torch.from_numpy(codes.codebooks_CVd) if config.code_init == "codebooks" else None,
         )
-        expected_steps = config.epochs * loader.steps_per_epoch(0)  # epochs differ by a step or so
+        expected_steps = loader.expected_steps(config.epochs)
         optimizers = Optimizers(model, config.optimizer, expected_steps)
         progress = Progress()
         if resume_from:
@@ -83,6 +84,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             optimizers.make_states()
             checkpoints.load_state(training_state(model, optimizers), resume_from)
             progress = Progress(**manifest.progress)
+            loader.check_state(progress.loader)
 
         telemetry = Telemetry(Path(config.run), world, resume_step=progress.step if resume_from else None)
         telemetry.say(describe_run(model, store, loader, world))
@@ -103,19 +105,30 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def training_loader(config: TrainConfig, store: EventStore, codes: CodeTable, split: Split, world: World) -> Loader:
-    """Every user's training window, packed and shuffled."""
-    windows = training_windows(store.offsets, split, config.model.max_history, config.batch.windows)
+    """What an epoch trains on, packed and shuffled."""
+    timestamps_E = store.column(TIMESTAMP)
+    plan = make_plan(
+        config.batch.windows,
+        store.offsets,
+        timestamps_E,
+        split,
+        config.model.max_history,
+        seed=config.seed,
+        period_seconds=config.batch.period_seconds,
+    )
     return Loader(
         store,
         item_features(store, codes.codes_NC, codes.codes_per_level, config.model.qr_remainders),
-        windows,
+        plan,
         tokens=config.batch.tokens,
         bins=config.batch.bins,
         rank=world.rank,
         world_size=world.size,
         seed=config.seed,
         shuffle=True,
-        shuffle_ties=config.batch.shuffle_ties,
+        tie_limit_U=split.train_end_U if config.batch.shuffle_ties else None,
+        thinning=config.stochastic_length,
+        longest=config.model.max_history,
     )
 
 
@@ -129,7 +142,7 @@ class Validation:
         self.loader = Loader(
             store,
             item_features(store, codes.codes_NC, codes.codes_per_level, config.model.qr_remainders),
-            request_windows(split.validation_U, config.model.max_history),
+            request_windows(split.validation, config.model.max_history),
             tokens=config.batch.tokens,
             bins=world.size,
             rank=world.rank,
@@ -141,7 +154,9 @@ class Validation:
         self.engine = ExactEngine(model.module.tower.heads, CodeTrie.of(codes), catalogue)
 
     def __call__(self) -> dict[str, float]:
-        """Validate the model as it is now."""
+        """Validate the model as it is now; empty where the split holds out nothing for validation."""
+        if not len(self.loader.windows(0)):
+            return {}
         result = evaluate_windows(
             self.model,
             [self.engine],

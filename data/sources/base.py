@@ -4,20 +4,37 @@ A source is read in two passes: first its catalogue (which items exist, in which
 users' histories, in blocks that fit in memory. Everything it yields is checked: a source raises InputError
 for a fault in its files, and the writer asserts what a source promises.
 
-Shapes: U users in a block · E events in a block · N items · A artists · D embedding width.
+Shapes: U users in a block · E events in a block · N items · G groups (artists, albums) · D embedding width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from data import schema
+
 MAX_FAULTS_SHOWN = 10
 """A file with a thousand bad lines needs no thousand messages."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What groups items: artists, albums. An item belongs to none, one or several.
+
+    Attributes:
+        offsets: int64 [N + 1] into `values`; the groups of item i are those from the i-th to the next.
+        values: uint32, dense group indices, ascending within an item; an empty range means "not known".
+        ids: string [G], raw ids or names.
+    """
+
+    offsets: np.ndarray
+    values: np.ndarray
+    ids: pa.Array
 
 
 @dataclass(frozen=True)
@@ -26,17 +43,15 @@ class Catalogue:
 
     Attributes:
         item_ids: string [N], raw ids.
-        artist_offsets: int64 [N + 1] into `artist_values`; the artists of item i are those from the i-th to the next.
-        artist_values: uint32, dense artist indices, ascending within an item; an empty range is an unknown artist.
-        artist_ids: string [A], raw ids or names.
+        artists: who made each item.
         titles: string [N], or None where the source has none.
+        albums: what each item was published on, or None where the source has no albums.
     """
 
     item_ids: pa.Array
-    artist_offsets: np.ndarray
-    artist_values: np.ndarray
-    artist_ids: pa.Array
+    artists: Groups
     titles: pa.Array | None
+    albums: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,10 @@ class Source(Protocol):
     def num_events(self) -> int:
         """How many events will be yielded, for progress."""
 
+    @property
+    def least_bytes(self) -> int:
+        """What the work will take on the disk at the least, as far as is known before it begins; 0 where nothing is."""
+
     def catalogue(self) -> Catalogue:
         """First pass. Called once, before the others."""
 
@@ -94,12 +113,37 @@ class Source(Protocol):
     def embeddings(self) -> Iterator[Embeddings]:
         """Each item at most once; nothing where `embedding_width` is None."""
 
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """What was read and did not enter the store, in words, and how many of it; complete after the last pass."""
+
+
+def column_bytes(num_events: int, optional_columns: Sequence[str]) -> int:
+    """What the events of a store take on the disk."""
+    return num_events * sum(schema.EVENT_COLUMNS[name].dtype.itemsize for name in schema.column_names(optional_columns))
+
 
 def shown(faults: list[str]) -> list[str]:
     """The first faults, and a count of the rest."""
     if len(faults) <= MAX_FAULTS_SHOWN:
         return faults
     return [*faults[:MAX_FAULTS_SHOWN], f"… and {len(faults) - MAX_FAULTS_SHOWN} more"]
+
+
+def groups_of_pairs(items: np.ndarray, groups: np.ndarray, ids: pa.Array, num_items: int) -> Groups:
+    """Groups from (item, group) pairs of dense indices in any order; a repeated pair counts once.
+
+    Args:
+        items: integers [n] below `num_items`.
+        groups: integers [n] below G.
+        ids: string [G].
+    """
+    # One number a pair sorts and removes repeats at once; 2**64 holds far more than items times groups.
+    step = np.uint64(max(len(ids), 1))
+    pairs = np.unique(items.astype(np.uint64) * step + groups.astype(np.uint64))
+    offsets = np.zeros(num_items + 1, dtype=np.int64)
+    np.cumsum(np.bincount((pairs // step).astype(np.int64), minlength=num_items), out=offsets[1:])
+    return Groups(offsets, (pairs % step).astype(np.uint32), ids)
 
 
 def run_starts(keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

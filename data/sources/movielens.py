@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from common.errors import InputError
 from data import schema
-from data.sources.base import Catalogue, Embeddings, Histories, run_starts, shown
+from data.sources.base import Catalogue, Embeddings, Histories, groups_of_pairs, run_starts, shown
 
 NAME = "movielens-100k"
 
@@ -52,7 +52,8 @@ GENRES = (
 """In the order of the flags in `u.item`, which has "unknown" before them."""
 
 UNKNOWN_GENRE = "unknown"
-_TIMESTAMP_LIMIT = 2**63
+_ID_LIMIT = 2**63
+_TIMESTAMP_LIMIT = 2**32
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,8 @@ class MovieLens:
     event_types = tuple(f"rating-{rating}" for rating in RATINGS)
     optional_columns: tuple[str, ...] = ()
     embedding_width: int | None = None
+    left_out: Mapping[str, int] = MappingProxyType({})
+    least_bytes = 0
 
     @property
     def num_events(self) -> int:
@@ -167,15 +170,19 @@ class MovieLens:
 
     def catalogue(self) -> Catalogue:
         """All films of the items file, rated or not, in file order."""
-        index = {genre: number for number, genre in enumerate(GENRES)}
-        genres = [[index[genre] for genre in names if genre != UNKNOWN_GENRE] for _, names in self.items.values()]
-        offsets = np.zeros(len(genres) + 1, dtype=np.int64)
-        np.cumsum([len(numbers) for numbers in genres], out=offsets[1:])
+        genre = {name: number for number, name in enumerate(GENRES)}
+        pairs = np.array(
+            [
+                (item, genre[name])
+                for item, (_, names) in enumerate(self.items.values())
+                for name in names
+                if name != UNKNOWN_GENRE
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 2)
         return Catalogue(
             item_ids=pa.array([str(number) for number in self.items], type=pa.string()),
-            artist_offsets=offsets,
-            artist_values=np.array([number for numbers in genres for number in numbers], dtype=np.uint32),
-            artist_ids=pa.array(GENRES, type=pa.string()),
+            artists=groups_of_pairs(pairs[:, 0], pairs[:, 1], pa.array(GENRES, type=pa.string()), len(self.items)),
             titles=pa.array([title for title, _ in self.items.values()], type=pa.string()),
         )
 
@@ -267,7 +274,10 @@ def _parse_ratings(raw: RawFiles, items: dict[int, tuple[str, tuple[str, ...]]],
                     f"has {len(fields)} fields, expected 4 (user, item, rating, timestamp) separated by tabs"
                 )
             user, item = _whole("user id", fields[0], 1), _whole("item id", fields[1], 1)
-            rating, timestamp = _whole("rating", fields[2], RATINGS[0]), _whole("timestamp", fields[3], 0)
+            rating, timestamp = (
+                _whole("rating", fields[2], RATINGS[0]),
+                _whole("timestamp", fields[3], 0, _TIMESTAMP_LIMIT),
+            )
             if item not in items:
                 raise ValueError(f"item id {item} is not in {raw.items_name}; every rated item must be listed there")
             if rating > RATINGS[-1]:
@@ -280,12 +290,12 @@ def _parse_ratings(raw: RawFiles, items: dict[int, tuple[str, tuple[str, ...]]],
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
-def _whole(what: str, text: str, minimum: int) -> int:
+def _whole(what: str, text: str, minimum: int, limit: int = _ID_LIMIT) -> int:
     """A whole number; a trailing ".0" is allowed, since RecBole types ratings and times as floats."""
     digits = text.removesuffix(".0")
     if not digits.removeprefix("-").isdecimal() or not digits.isascii():
         raise ValueError(f"{what} is {text!r}, must be a whole number")
     value = int(digits)
-    if value < minimum or value >= _TIMESTAMP_LIMIT:
-        raise ValueError(f"{what} is {value}, must be {minimum} … {_TIMESTAMP_LIMIT - 1}")
+    if value < minimum or value >= limit:
+        raise ValueError(f"{what} is {value}, must be {minimum} … {limit - 1}")
     return value

@@ -1,15 +1,18 @@
-"""Yambda (arXiv 2505.22238), flat layout: listens, likes and their like on a music service.
+"""Yambda (arXiv 2505.22238): listens, likes and their like on a music service, in both published layouts.
 
 `path` is the root of the data set:
 
     flat/SIZE/KIND.parquet          uid, timestamp, item_id, is_organic, …, sorted by (uid, timestamp)
+    sequential/SIZE/KIND.parquet    one row a user: uid, and lists of the others
     artist_item_mapping.parquet     optional; an item may have several artists
-    embeddings.parquet              optional; item_id, embed; items may lack a row
+    album_item_mapping.parquet      optional; an item may be on several albums
+    embeddings.parquet              optional; item_id, embed, normalized_embed; items may lack a row
 
-SIZE is 50m, 500m or 5b; KIND one of yambda_files.FILES. Timestamps are seconds since an origin of the
-data set's own. Everything is streamed: memory holds the vocabulary and one block of rows.
+SIZE is 50m, 500m or 5b; KIND one of yambda_files.FILES. Both layouts of the same events give the same store. Timestamps
+are seconds since an origin of the data set's own. Everything is streamed: memory holds the vocabulary (five bytes for
+each number up to the largest raw id), one block of events and the longest history.
 
-Dense item indices follow raw ids, ascending, over the items that occur in KIND.parquet.
+Dense item indices follow raw ids, ascending, over the items that occur in the events that are kept.
 """
 
 from __future__ import annotations
@@ -19,206 +22,222 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from common.errors import InputError
 from common.progress import Progress
 from data import schema
-from data.parquet_io import open_parquet
+from data.parquet_io import open_parquet, parquet_blocks
 from data.sources import yambda_files as files
-from data.sources.base import Catalogue, Embeddings, Histories, run_starts
+from data.sources import yambda_rows as rows
+from data.sources.base import Catalogue, Embeddings, Groups, Histories, column_bytes, groups_of_pairs
+from data.sources.item_vectors import ItemVectors
+from data.sources.prefetch import prefetched
+from data.sources.raw_ids import ABSENT, RawIds
+from data.sources.whole_users import Runs, runs_of_rows, whole_users
 
 NAME = "yambda"
 
 BLOCK_ROWS = 2**20
-"""Rows read at once; whole users of about as many events make one row group of the store."""
+"""Events read at once; whole users of about as many events are yielded at once."""
 
 _STORED = {
     "timestamp": schema.TIMESTAMP,
     "is_organic": schema.ORGANIC,
-    files.PLAYED[0]: schema.PLAYED_RATIO,
-    files.PLAYED[1]: schema.DURATION,
+    files.PLAYED_RATIO: schema.PLAYED_RATIO,
+    files.TRACK_LENGTH: schema.DURATION,
 }
+_LISTEN = files.MULTI_EVENT_TYPES.index("listen")
 
 
 class Yambda:
-    """One flat file of Yambda with what the root tells of its items; implements `data.sources.base.Source`."""
+    """One event file of Yambda with what the root tells of its items; implements `data.sources.base.Source`."""
 
-    def __init__(self, root: Path, kind: str, size: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        kind: str,
+        size: str | None = None,
+        layout: str | None = None,
+        min_played_ratio: int | None = None,
+        embedding: str = files.EMBEDDINGS[0],
+    ) -> None:
         """Check all files' columns.
+
+        Args:
+            min_played_ratio: percent; listens played less, or of unknown ratio, are left out. None keeps all.
+            embedding: the column of embeddings.parquet to read.
 
         Raises:
             InputError: missing files and columns, wrong dtypes, all at once.
         """
-        self.paths = files.find_files(root, kind, size)
+        self.paths = files.find_files(root, kind, size, layout)
         self.event_types = files.FILES[kind]
-        self.description = {"name": NAME, "size": self.paths.size, "kind": kind}
-        self._columns = ["uid", "timestamp", "item_id", "is_organic"]
         self.optional_columns: tuple[str, ...] = (schema.ORGANIC,)
-        if kind in ("listens", "multi_event"):
-            self._columns += files.PLAYED
+        columns = ["uid", "timestamp", "item_id", "is_organic"]
+        if kind in files.PLAYED_KINDS:
+            columns += files.PLAYED
             self.optional_columns = (schema.DURATION, schema.ORGANIC, schema.PLAYED_RATIO)
-        if kind == "multi_event":
-            self._columns.append("event_type")
-        self._vocabulary = np.zeros(0, dtype=np.uint32)
-        self._check_columns()
+        self._many_types = kind == "multi_event"
+        if self._many_types:
+            columns.append("event_type")
+        self._min_played_ratio = min_played_ratio
+        self._vectors = ItemVectors(self.paths.embeddings, "item_id", embedding) if self.paths.embeddings else None
+        self._columns = self._check_columns(columns, embedding)
+        self.description = {"name": NAME, "size": self.paths.size, "kind": kind}
+        if min_played_ratio is not None:
+            self.description["min_played_ratio"] = str(min_played_ratio)
+        if self._vectors is not None and embedding != files.EMBEDDINGS[0]:
+            self.description["embedding"] = embedding
+        self._items = RawIds()
+        self.left_out: dict[str, int] = {}
 
-    def _check_columns(self) -> None:
-        wanted = [(self.paths.events, self._columns)]
-        if self.paths.artists:
-            wanted.append((self.paths.artists, ["artist_id", "item_id"]))
-        if self.paths.embeddings:
-            wanted.append((self.paths.embeddings, ["item_id", "embed"]))
+    def _check_columns(self, columns: list[str], embedding: str) -> dict[str, str]:
         faults: list[str] = []
-        for path, columns in wanted:
-            try:
-                file = open_parquet(path)
-            except InputError as error:
-                faults += error.faults
-                continue
-            faults += files.schema_faults(path, file.schema_arrow, columns)
-            if file.metadata.num_rows == 0:
-                faults.append(f"{path}: has no rows, expected at least one")
-        if faults:
-            raise InputError(*faults)
+        lists = self.paths.layout == files.SEQUENTIAL
+        names = files.checked_columns(self.paths.events, columns, lists, faults)
+        for path, wanted in (
+            (self.paths.artists, ["artist_id", "item_id"]),
+            (self.paths.albums, ["album_id", "item_id"]),
+            (self.paths.embeddings, ["item_id", embedding]),
+        ):
+            if path is not None:
+                files.checked_columns(path, wanted, False, faults)
+        rows.raise_if(faults)
+        return names
 
     @property
     def num_events(self) -> int:
-        """Rows of the flat file."""
-        return int(open_parquet(self.paths.events).metadata.num_rows)
+        """Events of the file, before any are left out."""
+        metadata = open_parquet(self.paths.events).metadata
+        if self.paths.layout == files.FLAT:
+            return int(metadata.num_rows)
+        name = self._columns["item_id"].split(".")[0]
+        return sum(
+            metadata.row_group(group).column(column).num_values
+            for group in range(metadata.num_row_groups)
+            for column in range(metadata.num_columns)
+            if metadata.schema.column(column).path.split(".")[0] == name
+        )
+
+    @property
+    def least_bytes(self) -> int:
+        """The store's events; 0 where some may be left out."""
+        return column_bytes(self.num_events, self.optional_columns) if self._min_played_ratio is None else 0
+
+    def _blocks(self, columns: list[str]) -> rows.Blocks:
+        names = {name: self._columns[name] for name in columns}
+        if self.paths.layout == files.FLAT:
+            return prefetched(rows.flat_blocks(self.paths.events, columns, BLOCK_ROWS))
+        return prefetched(rows.sequential_blocks(self.paths.events, names, BLOCK_ROWS))
+
+    def _kept(self, batch: pa.RecordBatch, types: np.ndarray | None) -> np.ndarray | None:
+        """Which events of a block are kept, bool [E]; None for all."""
+        if self._min_played_ratio is None:
+            return None
+        ratio = batch.column(files.PLAYED_RATIO).fill_null(schema.MISSING_PLAYED_RATIO).to_numpy()
+        kept: np.ndarray = (ratio >= self._min_played_ratio) & (ratio != schema.MISSING_PLAYED_RATIO)
+        return kept if types is None else kept | (types != _LISTEN)
 
     # ── first pass ───────────────────────────────────────────────────────────────────────────────────────
 
     def catalogue(self) -> Catalogue:
-        """The items that occur in the file, and their artists."""
-        self._vocabulary = self._collect_items()
-        items, artists = self._item_artists()
-        artist_ids, artist_index = np.unique(artists, return_inverse=True)
-        # One number a pair sorts and removes repeats at once; 2**64 holds far more than items times artists.
-        pairs = np.unique(items * max(len(artist_ids), 1) + artist_index)
-        item_of, artist_of = np.divmod(pairs, max(len(artist_ids), 1))
-        offsets = np.zeros(len(self._vocabulary) + 1, dtype=np.int64)
-        np.cumsum(np.bincount(item_of, minlength=len(self._vocabulary)), out=offsets[1:])
+        """The items that occur in the events that are kept, with their artists and albums."""
+        self.left_out = {}
+        self._collect_items()
+        if not len(self._items):
+            raise InputError(
+                f"{self.paths.events}: no event is left: no listen has `{files.PLAYED_RATIO}` ≥ "
+                f"{self._min_played_ratio} (min_played_ratio)"
+                if self._min_played_ratio is not None
+                else f"{self.paths.events}: has no events, all lists are empty"
+            )
         return Catalogue(
-            item_ids=pa.array(self._vocabulary).cast(pa.string()),
-            artist_offsets=offsets,
-            artist_values=artist_of.astype(np.uint32),
-            artist_ids=pa.array(artist_ids, type=pa.uint32()).cast(pa.string()),
+            item_ids=pa.array(self._items.ids).cast(pa.string()),
+            artists=self._groups(self.paths.artists, "artist_id"),
             titles=None,
+            albums=self._groups(self.paths.albums, "album_id") if self.paths.albums else None,
         )
 
-    def _collect_items(self) -> np.ndarray:
-        """All raw item ids, ascending, merged now and then so that memory stays near the vocabulary's size."""
-        known = np.zeros(0, dtype=np.uint32)
-        pending: list[np.ndarray] = []
+    def _collect_items(self) -> None:
+        columns = ["item_id"]
+        if self._min_played_ratio is not None:
+            columns += [files.PLAYED_RATIO, "event_type"] if self._many_types else [files.PLAYED_RATIO]
         with Progress("vocabulary", self.num_events, "events") as progress:
-            for place, batch in files.blocks(self.paths.events, ["item_id"], BLOCK_ROWS):
-                files.raise_if(files.null_faults(place, batch))
-                pending.append(pc.unique(batch.column("item_id")).to_numpy(zero_copy_only=False))
-                if sum(map(len, pending)) > max(len(known), BLOCK_ROWS):
-                    known, pending = np.unique(np.concatenate([known, *pending])), []
+            for _, batch in self._blocks(columns):
+                types = rows.type_index(batch) if "event_type" in columns else None
+                kept = self._kept(batch, types)
+                items = rows.values(batch, "item_id")
+                self._items.add(items if kept is None else items[kept])
                 progress.advance(len(batch))
-        return np.unique(np.concatenate([known, *pending]))
+        self._items.seal()
 
-    def _item_artists(self) -> tuple[np.ndarray, np.ndarray]:
-        """(dense item, raw artist) pairs of the items in the vocabulary."""
-        items, artists = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.uint32)]
-        if self.paths.artists:
-            for place, batch in files.blocks(self.paths.artists, ["artist_id", "item_id"], BLOCK_ROWS):
-                files.raise_if(files.null_faults(place, batch))
-                dense, known = self._dense(files.values(batch, "item_id"))
-                items.append(dense[known])
-                artists.append(files.values(batch, "artist_id")[known])
-        return np.concatenate(items), np.concatenate(artists)
-
-    def _dense(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Dense indices, and which of them mean anything: False where the item is not in the vocabulary."""
-        dense = np.minimum(np.searchsorted(self._vocabulary, raw), len(self._vocabulary) - 1)
-        return dense, self._vocabulary[dense] == raw
+    def _groups(self, path: Path | None, column: str) -> Groups:
+        """What a map file says of the items in the vocabulary; rows of other items are counted as left out."""
+        items, groups, ignored = [np.zeros(0, dtype=np.uint32)], [np.zeros(0, dtype=np.uint32)], 0
+        for place, batch in parquet_blocks(path, [column, "item_id"], BLOCK_ROWS) if path else ():
+            rows.raise_if(rows.null_faults(place, batch))
+            dense = self._items.find(rows.values(batch, "item_id"))
+            known = dense != ABSENT
+            items.append(dense[known])
+            groups.append(rows.values(batch, column)[known])
+            ignored += int(len(known) - known.sum())
+        if path:
+            self.left_out[f"rows of {path.name} about other items"] = ignored
+        ids, index = np.unique(np.concatenate(groups), return_inverse=True)
+        names = pa.array(ids, type=pa.uint32()).cast(pa.string())
+        return groups_of_pairs(np.concatenate(items), index, names, len(self._items))
 
     # ── second pass ──────────────────────────────────────────────────────────────────────────────────────
 
     def histories(self) -> Iterator[Histories]:
-        """Blocks of whole users, each of about BLOCK_ROWS events or one long user."""
-        parts: list[dict[str, np.ndarray]] = []
-        pending = 0
-        last: tuple[int, int] | None = None
-        for place, batch in files.blocks(self.paths.events, self._columns, BLOCK_ROWS):
-            files.raise_if(files.null_faults(place, batch) or files.event_faults(place, batch, last, self.event_types))
-            parts.append(self._rows(batch))
-            last = int(parts[-1]["uid"][-1]), int(parts[-1][schema.TIMESTAMP][-1])
-            pending += len(batch)
-            if pending >= BLOCK_ROWS:
-                rows = _concatenated(parts)
-                cut = int(run_starts(rows["uid"])[-1])  # the last user may go on in the next block
-                if cut:
-                    yield _grouped({name: values[:cut] for name, values in rows.items()})
-                parts = [{name: values[cut:] for name, values in rows.items()}]
-                pending -= cut
-        yield _grouped(_concatenated(parts))
+        """Blocks of whole users, each of up to BLOCK_ROWS events or one long user, the same in both layouts."""
+        self.left_out |= {"listens below min_played_ratio": 0, "users without events after that": 0}
+        users = 0
+        for block in whole_users(self._runs(), BLOCK_ROWS):
+            users += len(block.users)
+            yield Histories(pa.array(block.users).cast(pa.string()), block.offsets, block.columns)
+        self.left_out["users without events after that"] -= users
 
-    def _rows(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
-        """Columns of one block under the store's names and dtypes, and `uid`."""
-        dense, _ = self._dense(files.values(batch, "item_id"))
-        rows = {"uid": files.values(batch, "uid"), schema.ITEM: dense}
-        for name, stored in _STORED.items():
-            if name in self._columns:
-                missing = schema.EVENT_COLUMNS[stored].missing
-                column = batch.column(name)
-                rows[stored] = (column if missing is None else column.fill_null(missing)).to_numpy(zero_copy_only=False)
-        if "event_type" in self._columns:
-            rows[schema.EVENT_TYPE] = files.type_index(batch, self.event_types).to_numpy(zero_copy_only=False)
-        else:
-            rows[schema.EVENT_TYPE] = np.zeros(len(batch), dtype=np.uint8)
-        return {
-            name: values if name == "uid" else values.astype(schema.EVENT_COLUMNS[name].dtype)
-            for name, values in rows.items()
-        }
+    def _runs(self) -> Iterator[Runs]:
+        """Checked blocks; counts the users before any event is left out."""
+        last: tuple[int, int] | None = None
+        for place, batch in self._blocks(list(self._columns)):
+            types = rows.type_index(batch) if self._many_types else None
+            rows.check_events(place, batch, last, types)
+            uid, time = rows.values(batch, "uid"), rows.values(batch, "timestamp")
+            changes = int(np.count_nonzero(uid[1:] != uid[:-1])) + (last is None or last[0] != int(uid[0]))
+            self.left_out["users without events after that"] += changes
+            last = int(uid[-1]), int(time[-1])
+            runs = runs_of_rows(uid, self._stored(batch, types))
+            kept = self._kept(batch, types)
+            if kept is not None:
+                self.left_out["listens below min_played_ratio"] += int(len(kept) - kept.sum())
+                runs = runs_of_rows(uid[kept], {name: column[kept] for name, column in runs.columns.items()})
+            if len(runs.users) and int(runs.columns[schema.ITEM].max()) == ABSENT:
+                raise InputError(f"{place.path}: changed while it was read; let nobody write to it and begin again")
+            yield runs
+
+    def _stored(self, batch: pa.RecordBatch, types: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Columns of one block under the store's names and dtypes."""
+        stored = {schema.ITEM: self._items.find(rows.values(batch, "item_id"))}
+        for name, column in _STORED.items():
+            if name in batch.schema.names:
+                missing = schema.EVENT_COLUMNS[column].missing
+                filled = batch.column(name) if missing is None else batch.column(name).fill_null(missing)
+                stored[column] = filled.to_numpy(zero_copy_only=False)
+        stored[schema.EVENT_TYPE] = types if types is not None else np.zeros(len(batch), dtype=np.uint8)
+        return {name: column.astype(schema.EVENT_COLUMNS[name].dtype, copy=False) for name, column in stored.items()}
 
     # ── embeddings ───────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def embedding_width(self) -> int | None:
         """Width of the first embedding in the file; `embeddings` holds the others to it."""
-        if not self.paths.embeddings:
-            return None
-        for _, batch in files.blocks(self.paths.embeddings, ["embed"], BLOCK_ROWS):
-            lengths = pc.list_value_length(batch.column("embed").drop_null())
-            if len(lengths):
-                return int(lengths[0].as_py())
-        raise InputError(
-            f"{self.paths.embeddings}: column `embed` is null in every row; leave the file out or give embeddings"
-        )
+        return self._vectors.width if self._vectors is not None else None
 
     def embeddings(self) -> Iterator[Embeddings]:
         """Embeddings of the items in the vocabulary, in file order; a null one means that the item has none."""
-        if not self.paths.embeddings:
+        if self._vectors is None:
             return
-        width = self.embedding_width
-        assert width is not None
-        seen = np.zeros(len(self._vocabulary), dtype=bool)
-        for place, batch in files.blocks(self.paths.embeddings, ["item_id", "embed"], BLOCK_ROWS):
-            files.raise_if(files.null_faults(place, batch.select(["item_id"])))
-            dense, known = self._dense(files.values(batch, "item_id"))
-            known &= batch.column("embed").is_valid().to_numpy(zero_copy_only=False)
-            lists = batch.column("embed").filter(pa.array(known))
-            rows, items = np.flatnonzero(known), dense[known]
-            files.raise_if(files.embedding_faults(place, lists, rows, width))
-            files.raise_if(files.repeat_faults(place, self._vocabulary[items], rows, seen[items]))
-            seen[items] = True
-            if len(items):
-                yield Embeddings(items.astype(np.uint32), files.embedding_vectors(lists, width))
-
-
-def _concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _grouped(rows: dict[str, np.ndarray]) -> Histories:
-    uid = rows["uid"]
-    starts = run_starts(uid)
-    return Histories(
-        user_ids=pa.array(uid[starts], type=pa.uint32()).cast(pa.string()),
-        offsets=np.append(starts, len(uid)),
-        columns={name: values for name, values in rows.items() if name != "uid"},
-    )
+        yield from self._vectors.blocks(lambda ids: self._items.find(ids.to_numpy()), len(self._items))
+        self.left_out[f"rows of {self._vectors.path.name} about other items"] = self._vectors.ignored

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from common.config import (
     REQUIRED,
+    SECTIONS,
     describe_keys,
     from_plain,
     group,
@@ -241,7 +242,7 @@ def test_all_faults_at_once(yaml_file: Any) -> None:
     file = yaml_file("train: {epoch: 3, rate: x, outer: {inner: {kind: silo, share: -1}}}\ntrian: {}")
     faults = faults_of("width=2", "epochs=0", "nonsense", "=3", file=file)
     assert faults == (
-        f"{file}: unknown section `trian`; did you mean `train`?; sections are prepare, fit_ids, train, evaluate",
+        f"{file}: unknown section `trian`; did you mean `train`?; sections are {', '.join(SECTIONS)}",
         "command line: `nonsense` is not of the form key=value",
         "command line: `=3` is not of the form key=value",
         f"{file}: unknown key `epoch`; did you mean `epochs`?",

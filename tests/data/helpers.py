@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,12 @@ from hypothesis import strategies as st
 from data import schema
 from data.batches import ItemFeatures
 from data.event_store import EventStore
+from data.examples import Examples
 from data.loader import item_features
-from data.sources.base import Catalogue, Embeddings, Histories
+from data.sequences import Windows
+from data.sources.base import Catalogue, Embeddings, Groups, Histories
+from data.split import Split, leave_last_out
+from data.stochastic_length import StochasticLength
 from data.store_writer import write_event_store
 
 LEVELS, CODES = 3, 5
@@ -46,9 +51,11 @@ class MemorySource:
         counts = [len(artists) for artists in self.artists_N]
         return Catalogue(
             item_ids=pa.array([f"item-{item}" for item in range(len(counts))], type=pa.string()),
-            artist_offsets=np.cumsum([0, *counts]),
-            artist_values=np.array([artist for artists in self.artists_N for artist in artists], dtype=np.uint32),
-            artist_ids=pa.array([f"artist-{artist}" for artist in range(self.num_artists)], type=pa.string()),
+            artists=Groups(
+                np.cumsum([0, *counts]),
+                np.array([artist for artists in self.artists_N for artist in artists], dtype=np.uint32),
+                pa.array([f"artist-{artist}" for artist in range(self.num_artists)], type=pa.string()),
+            ),
             titles=pa.array([f"Title {item}" for item in range(len(counts))], type=pa.string()),
         )
 
@@ -84,6 +91,18 @@ class MemorySource:
 def make_store(folder: Path, source: MemorySource) -> EventStore:
     write_event_store(source, folder / "store")
     return EventStore.open(folder / "store")
+
+
+def examples_of(store: EventStore, windows: Windows, **changes: Any) -> Examples:
+    """The windows as they are: nothing thinned, nothing reordered, unless `changes` says so."""
+    plain: dict[str, Any] = {"kept_W": windows.lengths, "thinning": StochasticLength(), "tie_limit_U": None, "seed": 0}
+    return Examples(store.offsets, store.column(schema.TIMESTAMP), windows, **{**plain, **changes})
+
+
+def split_by_lengths(lengths: Sequence[int]) -> Split:
+    """Leave-last-out of users with so many events; all times are 0."""
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    return leave_last_out(offsets, np.zeros(int(offsets[-1]), dtype=np.uint32))
 
 
 def random_codes(num_items: int, seed: int) -> np.ndarray:

@@ -22,13 +22,12 @@ from data.batches import (
     BatchMaker,
     ItemFeatures,
     artist_table_rows,
-    expand_ranges,
+    code_dtype,
 )
 from data.event_store import EventStore
 from data.loader import event_columns
 from data.sequences import Windows, request_windows, training_windows
-from data.split import leave_last_out
-from tests.data.helpers import CODES, LEVELS, MemorySource, bags, features_of, make_store, sources
+from tests.data.helpers import CODES, LEVELS, MemorySource, bags, examples_of, features_of, make_store, sources
 
 
 @dataclass
@@ -56,7 +55,9 @@ def reference_tokens(
         user, start, stop = int(windows.user[window]), int(windows.start[window]), int(windows.stop[window])
         for position in range(start, stop):
             event = int(store.offsets[user]) + position
-            item, following = (int(store.column(schema.ITEM)[at]) for at in (event, event + 1))
+            asked = windows.asked is not None and position == stop - 1
+            after = int(store.offsets[user]) + (int(windows.asked[window]) if asked else position + 1)  # type: ignore[index]
+            item, following = (int(store.column(schema.ITEM)[at]) for at in (event, after))
             codes = features.codes_NC[item].tolist()
             artists = features.artist_values[features.artist_offsets[item] : features.artist_offsets[item + 1]].tolist()
             token = Token(
@@ -65,14 +66,15 @@ def reference_tokens(
                 artist_remainder=[artist % remainders for artist in artists],
                 event_type=[int(store.column(schema.EVENT_TYPE)[event])],
                 time=int(store.column(schema.TIMESTAMP)[event]),
-                request_time=int(store.column(schema.TIMESTAMP)[event + 1]),
+                request_time=int(store.column(schema.TIMESTAMP)[after]),
             )
+            if asked:
+                token.request_time = int(windows.request_time[window])  # type: ignore[index]
             if store.has_column(schema.DURATION) and store.column(schema.DURATION)[event] != schema.MISSING_DURATION:
                 token.duration = int(store.column(schema.DURATION)[event])
             if store.has_column(schema.ORGANIC):
                 token.organic = int(store.column(schema.ORGANIC)[event])
-            is_target = position == stop - 1 or not windows.last_target_only
-            if is_target and any(features.codes_NC[following].tolist()):
+            if position >= windows.learn_from[window] and any(features.codes_NC[following].tolist()):
                 token.target, token.target_codes = following, features.codes_NC[following].tolist()
             tokens.append(token)
     return tokens
@@ -109,49 +111,36 @@ def test_batches_are_those_of_the_reference(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), source)
-        split = leave_last_out(np.diff(store.offsets))
-        requests = plan == "test"
-        windows = (
-            request_windows(split.test_U, max_history)
-            if requests
-            else training_windows(store.offsets, split, max_history, plan)
-        )
+        split = store.split()
+        if plan == "test":
+            windows = request_windows(split.test, max_history)
+        else:
+            windows = training_windows(store.offsets, split, max_history, plan)
+        if plan == "tiled":  # as in a stream: the first inputs of a window are context alone
+            learn_from = windows.start + data.draw(st.integers(0, 2)) * (windows.lengths > 2)
+            windows = dataclasses.replace(windows, learn_from=learn_from)
         features = features_of(store, source.seed)
         features = dataclasses.replace(features, qr_remainders=remainders)
-        maker = BatchMaker(event_columns(store), features, windows)
+        maker = BatchMaker(event_columns(store), features)
         order = data.draw(st.permutations(range(len(windows))))
         chosen = order[: data.draw(st.integers(0, len(order)))]
         tokens = reference_tokens(store, features, windows, chosen, remainders)
         budget = max(len(tokens) + padding, 1)  # padding 0: the windows fill the budget to the last token
-        batch = maker.make(np.array(chosen, dtype=np.int64), budget, 0.25)
+        index = np.array(chosen, dtype=np.int64)
+        batch = maker.make(examples_of(store, windows).tokens(index), index, budget, 0.25)
         check_batch(batch, tokens, budget)
         assert batch.features.stride() == budget
         assert batch.offsets.tolist() == np.cumsum([0, *windows.lengths[chosen]]).tolist()
         assert batch.window_index_B.tolist() == chosen
         assert batch.loss_weight.dtype == torch.float32
         assert batch.loss_weight.tolist() == 0.25
-        counts = [
-            sum(token.target >= 0 for token in reference_tokens(store, features, windows, [window], remainders))
-            for window in range(len(windows))
-        ]
-        assert maker.count_targets().tolist() == counts
-
-
-def test_counting_targets_in_blocks_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = make_store(tmp_path, MemorySource(lengths_U=[9, 3, 7, 5, 12], artists_N=[[0]] * 6))
-    windows = training_windows(store.offsets, leave_last_out(np.diff(store.offsets)), 2, "tiled")
-    maker = BatchMaker(event_columns(store), features_of(store), windows)
-    whole = maker.count_targets()
-    monkeypatch.setattr("data.batches._WINDOWS_PER_COUNT", 2)
-    np.testing.assert_array_equal(maker.count_targets(), whole)
 
 
 def test_a_window_too_many_is_an_error_not_a_cut(tmp_path: Path) -> None:
     store = make_store(tmp_path, MemorySource(lengths_U=[6, 6], artists_N=[[0]] * 6))
-    windows = training_windows(store.offsets, leave_last_out(np.diff(store.offsets)), 3)
-    maker = BatchMaker(event_columns(store), features_of(store), windows)
+    tokens = examples_of(store, training_windows(store.offsets, store.split(), 3)).tokens(np.array([0, 1]))
     with pytest.raises(AssertionError, match="6 tokens do not fit a budget of 5"):
-        maker.make(np.array([0, 1]), 5, 1.0)
+        BatchMaker(event_columns(store), features_of(store)).make(tokens, np.array([0, 1]), 5, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +156,10 @@ def test_artist_ids_fit_their_tables(num_artists: int, remainders: int, rows: in
 
 def test_codes_outside_their_table_are_refused() -> None:
     def features(codes: list[list[int]], artists: list[int]) -> ItemFeatures:
-        return ItemFeatures(torch.tensor(codes), CODES, torch.tensor([0, len(artists)]), torch.tensor(artists), 2)
+        artist_values = torch.tensor(artists, dtype=torch.int32)
+        return ItemFeatures(
+            torch.tensor(codes, dtype=torch.int16), CODES, torch.tensor([0, len(artists)]), artist_values, 2
+        )
 
     features([[0, CODES - 1]], [1])
     for codes, artists in [([[0, CODES]], [1]), ([[-1, 0]], [1]), ([[0, 0]], [2])]:
@@ -175,13 +167,9 @@ def test_codes_outside_their_table_are_refused() -> None:
             features(codes, artists)
 
 
-def test_expand_ranges_with_empty_ones() -> None:
-    positions, offsets = expand_ranges(np.array([10, 4, 7]), np.array([2, 0, 3]))
-    assert positions.tolist() == [10, 11, 7, 8, 9]
-    assert offsets.tolist() == [0, 2, 2, 5]
-    nothing, offsets = expand_ranges(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    assert nothing.tolist() == []
-    assert offsets.tolist() == [0]
+def test_codes_are_held_in_the_smallest_type_that_has_room() -> None:
+    assert code_dtype(1024) == code_dtype(2**15) == torch.int16
+    assert code_dtype(2**15 + 1) == torch.int32
 
 
 # ── as input of TorchRec's pipeline ──────────────────────────────────────────────────────────────────────
@@ -189,9 +177,9 @@ def test_expand_ranges_with_empty_ones() -> None:
 
 def small_batches(tmp_path: Path, count: int) -> list[Batch]:
     store = make_store(tmp_path, MemorySource(lengths_U=[8] * count, artists_N=[[], [0], [1, 2], [3]]))
-    windows = training_windows(store.offsets, leave_last_out(np.diff(store.offsets)), 5)
-    maker = BatchMaker(event_columns(store), features_of(store), windows)
-    return [maker.make(np.array([window]), 7, 0.5) for window in range(count)]
+    examples = examples_of(store, training_windows(store.offsets, store.split(), 5))
+    maker = BatchMaker(event_columns(store), features_of(store))
+    return [maker.make(examples.tokens(np.array([window])), np.array([window]), 7, 0.5) for window in range(count)]
 
 
 def test_to_copies_every_part(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from common.errors import InputError
 from common.files import fingerprint_of, sha256_of_file
 from data import schema
 from data.event_store import EventStore
+from data.split import SplitConfig
 from data.store_writer import write_event_store
 from tests.data.helpers import MemorySource, make_store
 
@@ -57,12 +58,49 @@ def test_what_is_read_is_what_was_written(folder: Path) -> None:
     assert store.manifest.time_range == (times.min(), times.max())
 
 
-def test_columns_come_out_of_arrow_without_a_copy(folder: Path) -> None:
+def test_columns_are_the_files_themselves(folder: Path) -> None:
     store = EventStore.open(folder)
     values = store.column(schema.ITEM)
-    assert not values.flags.writeable  # Arrow's own buffer
-    assert not values.flags.owndata
+    assert not values.flags.writeable
+    assert not values.flags.owndata  # a view of the mapped file
     assert store.column(schema.ITEM) is values
+    np.testing.assert_array_equal(np.load(folder / "events" / "item.npy"), values)
+
+
+def test_arrow_shows_the_same_buffers_as_one_row_a_user(folder: Path) -> None:
+    store = EventStore.open(folder)
+    table = store.to_arrow()
+    assert table.num_rows == 7
+    assert table.column_names == ["user", *schema.column_names(schema.OPTIONAL_COLUMNS)]
+    for user in range(7):
+        row = table.slice(user, 1).to_pylist()[0]
+        begin, end = store.offsets[user], store.offsets[user + 1]
+        assert row["user"] == f"user-{user}"
+        assert row["item"] == store.column(schema.ITEM)[begin:end].tolist()
+    lists = table.column(schema.TIMESTAMP).chunk(0)
+    assert lists.values.buffers()[1].address == store.column(schema.TIMESTAMP).ctypes.data
+
+
+def test_unverified_opening_reads_no_column(folder: Path) -> None:
+    path = folder / schema.column_file(schema.ITEM)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert EventStore.open(folder, verify=False).num_users == 7
+    with pytest.raises(InputError, match=r"events/item.npy: its content has SHA-256"):
+        EventStore.open(folder)
+
+
+def test_the_split_is_part_of_the_store(tmp_path: Path) -> None:
+    split = SplitConfig(kind="temporal", test_seconds=10, validation_seconds=10, gap_seconds=1, end=50)
+    write_event_store(SOURCE, tmp_path / "temporal", split)
+    store = EventStore.open(tmp_path / "temporal")
+    assert store.split_config == split
+    times = store.column(schema.TIMESTAMP)
+    first = int(store.offsets[5])
+    of_user = times[first : first + 8]
+    assert store.split().train_end_U[5] == (of_user < 28).sum()
+    assert store.fingerprint != write_event_store(SOURCE, tmp_path / "last-out").fingerprint
 
 
 def test_absent_parts_are_absent(tmp_path: Path) -> None:
@@ -103,16 +141,25 @@ def reseal(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(manifest | {"fingerprint": fingerprint_of(manifest)}))
 
 
-def rewrite_events(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    table = pq.read_table(folder / schema.EVENTS_FILE)
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    change(columns)
-    pq.write_table(pa.table(columns, schema=table.schema), folder / schema.EVENTS_FILE)
-    reseal(folder)
+def rewrite_column(name: str, change: Callable[[np.ndarray], None]) -> Callable[[Path], None]:
+    """Change values of a column, and the manifest with it, as a forger would."""
+
+    def rewrite(folder: Path) -> None:
+        path = folder / schema.column_file(name)
+        values = np.load(path)
+        change(values)
+        np.save(path, values)
+        reseal(folder)
+
+    return rewrite
+
+
+def put(at: int, value: int) -> Callable[[np.ndarray], None]:
+    return lambda values: values.__setitem__(at, value)
 
 
 def truncate_events(folder: Path) -> None:
-    path = folder / schema.EVENTS_FILE
+    path = folder / schema.column_file(schema.ITEM)
     path.write_bytes(path.read_bytes()[:-20])
 
 
@@ -121,12 +168,25 @@ def truncate_and_reseal(folder: Path) -> None:
     reseal(folder)
 
 
-def flip_a_bit(folder: Path) -> None:
-    path = folder / schema.EVENTS_FILE
-    content = bytearray(path.read_bytes())
-    place = pq.ParquetFile(path).metadata.row_group(0).column(1).data_page_offset + 60
-    content[place] ^= 1
-    path.write_bytes(content)
+def flip_a_bit(name: str, at: int) -> Callable[[Path], None]:
+    def flip(folder: Path) -> None:
+        path = folder / name
+        content = bytearray(path.read_bytes())
+        content[at] ^= 1
+        path.write_bytes(content)
+
+    return flip
+
+
+def another_dtype(folder: Path) -> None:
+    path = folder / schema.column_file(schema.ITEM)
+    np.save(path, np.load(path).astype(np.int64))
+    reseal(folder)
+
+
+def pickled(folder: Path) -> None:
+    np.save(folder / schema.column_file(schema.ITEM), np.array([{}] * 22, dtype=object), allow_pickle=True)
+    reseal(folder)
 
 
 def edit_manifest(folder: Path) -> None:
@@ -141,31 +201,13 @@ def drop_key(folder: Path) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def unequal_lists(columns: dict[str, Any]) -> None:
-    columns["timestamp"][2].pop()
-    columns["timestamp"][3].append(60)
-
-
-def time_goes_down(columns: dict[str, Any]) -> None:
-    columns["timestamp"][2][:] = [5, 6, 7, 6, 9]
-
-
-def negative_time(columns: dict[str, Any]) -> None:
-    columns["timestamp"][0][0] = -1
-
-
-def item_out_of_range(columns: dict[str, Any]) -> None:
-    columns["item"][5][7] = 5
-
-
-def type_out_of_range(columns: dict[str, Any]) -> None:
-    columns["event_type"][1][0] = 3
-
-
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "truncated": (truncate_events, r"events.parquet: has \d+ bytes, the store's manifest says \d+: cut short"),
-    "truncated and resealed": (truncate_and_reseal, r"events.parquet: damaged or not a Parquet file"),
-    "flipped bit": (flip_a_bit, r"events.parquet: row group 0: damaged"),
+    "truncated": (truncate_events, r"events/item.npy: has \d+ bytes, the store's manifest says \d+: cut short"),
+    "truncated and resealed": (truncate_and_reseal, r"events/item.npy: damaged or not a NumPy file"),
+    "flipped bit": (flip_a_bit("events/item.npy", -30), r"events/item.npy: its content has SHA-256 \w+…, .* says \w+…"),
+    "flipped bit in Parquet": (flip_a_bit("users.parquet", 25), r"users.parquet: its content has SHA-256"),
+    "another dtype": (another_dtype, r"item.npy: holds int64 of shape \(22,\), expected uint32 of shape \(22,\)"),
+    "a pickle": (pickled, r"item.npy: damaged or not a NumPy file"),
     "edited manifest": (
         edit_manifest,
         r"manifest.json: its content has fingerprint \w+, but it says '\w+': it was changed",
@@ -174,32 +216,34 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "not JSON": (lambda folder: (folder / "manifest.json").write_text("{") and None, r"manifest.json: cannot be read"),
     "other version": (
         lambda folder: reseal(folder, format_version=99),
-        r"`format_version` is 99, this code reads version 1",
+        r"`format_version` is 99, this code reads version 2",
     ),
     "file gone": (lambda folder: (folder / "items.parquet").unlink(), r"items.parquet: missing"),
-    "unequal lists": (
-        lambda folder: rewrite_events(folder, unequal_lists),
-        r"row group 0, row 2: list `timestamp` has 4 values, `item` has 5",
-    ),
     "unsorted": (
-        lambda folder: rewrite_events(folder, time_goes_down),
-        r"row group 0, row 2, event 3: `timestamp` is 6; a user's timestamps must not go down",
-    ),
-    "negative time": (
-        lambda folder: rewrite_events(folder, negative_time),
-        r"row 0, event 0: `timestamp` is -1; .* never negative",
+        rewrite_column(schema.TIMESTAMP, lambda times: times[4:9].__setitem__(slice(None), [5, 6, 7, 6, 9])),
+        r"events/timestamp.npy: user 2, event 3: `timestamp` is 6; a user's timestamps must not go down",
     ),
     "item out of range": (
-        lambda folder: rewrite_events(folder, item_out_of_range),
-        r"row 5, event 7: `item` is 5; items are numbered below 5",
+        rewrite_column(schema.ITEM, put(20, 5)),
+        r"user 5, event 7: `item` is 5; items are numbered below 5",
     ),
     "type out of range": (
-        lambda folder: rewrite_events(folder, type_out_of_range),
-        r"row 1, event 0: `event_type` is 3",
+        rewrite_column(schema.EVENT_TYPE, put(3, 3)),
+        r"user 1, event 0: `event_type` is 3",
+    ),
+    "a user without events": (
+        rewrite_column(schema.OFFSETS, put(2, 3)),
+        r"events/offsets.npy: must rise from 0 to the 22 events of the store, with at least one event a user",
+    ),
+    "offsets beyond the events": (
+        rewrite_column(schema.OFFSETS, put(-1, 23)),
+        r"offsets.npy: must rise from 0 to the 22",
     ),
     "fewer users": (
-        lambda folder: rewrite_events(folder, lambda columns: [c.pop() for c in columns.values()] and None),
-        r"has 6 rows, .* says 7",
+        lambda folder: (
+            pq.write_table(pq.read_table(folder / "users.parquet").slice(1), folder / "users.parquet") or reseal(folder)
+        ),
+        r"users.parquet: has 6 rows, .* says 7",
     ),
     "another schema": (
         lambda folder: pq.write_table(pa.table({"item": ["a"]}), folder / "items.parquet") or reseal(folder),

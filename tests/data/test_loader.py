@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,19 @@ from common.errors import InputError
 from data import schema
 from data.batches import FEATURE_KEYS, Batch, ItemFeatures
 from data.event_store import EventStore
-from data.loader import Loader, event_columns, pack, shuffle_ties
-from data.sequences import Windows, request_windows, training_windows
-from data.split import leave_last_out, training_events
-from tests.data.helpers import CODES, LEVELS, MemorySource, bags, features_of, make_store, sources
+from data.loader import Loader, LoaderState
+from data.sequences import Plan, SampledPrefixes, TimeStream, Windows, make_plan, request_windows, training_windows
+from data.stochastic_length import StochasticLength
+from tests.data.helpers import CODES, LEVELS, MemorySource, bags, examples_of, features_of, make_store, sources
 
 
-def make_loader(store: EventStore, windows: Windows, **changes: Any) -> Loader:
+def make_loader(store: EventStore, windows: Windows | Plan, **changes: Any) -> Loader:
     settings: dict[str, Any] = {"tokens": 6, "bins": 6, "rank": 0, "world_size": 1, "seed": 3, "shuffle": True}
     return Loader(store, features_of(store), windows, **{**settings, **changes})
 
 
 def windows_of(store: EventStore, max_history: int = 5) -> Windows:
-    return training_windows(store.offsets, leave_last_out(np.diff(store.offsets)), max_history, "tiled")
+    return training_windows(store.offsets, store.split(), max_history, "tiled")
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +78,10 @@ def test_global_batches_are_the_same_on_any_number_of_ranks(store: EventStore, w
         shares = [batches[step] for batches in ranks]
         assert token_rows(shares) == token_rows([whole])
         assert torch.equal(torch.cat([share.window_index_B for share in shares]), whole.window_index_B)
-        # One loss per target; averaged over ranks it must be the mean over the global batch on any world size.
-        targets = sum(int((share.target_items_L >= 0).sum()) for share in shares)
-        mean = sum(float(share.loss_weight) * int((share.target_items_L >= 0).sum()) for share in shares) / world_size
-        assert mean == pytest.approx(1.0 if targets else 0.0, rel=1e-6)
+        # A loss of 1 a prediction, averaged over ranks, must have a mean of 1 over the global batch on any world size.
+        predictions = [int(share.offsets[-1]) for share in shares]
+        mean = sum(float(share.loss_weight) * count for share, count in zip(shares, predictions, strict=True))
+        assert mean / world_size == pytest.approx(1.0, rel=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -133,9 +135,8 @@ def test_without_shuffling_every_epoch_is_the_same(store: EventStore) -> None:
 
 
 def test_requests_have_the_held_out_event_as_the_only_target(store: EventStore) -> None:
-    split = leave_last_out(np.diff(store.offsets))
-    windows = request_windows(split.test_U, max_history=5)
-    codes = torch.ones(store.num_items, 2, dtype=torch.int64)
+    windows = request_windows(store.split().test, max_history=5)
+    codes = torch.ones(store.num_items, 2, dtype=torch.int16)
     known = features_of(store)
     features = ItemFeatures(codes, 5, known.artist_offsets, known.artist_values, known.num_artists)
     loader = Loader(store, features, windows, tokens=6, bins=2, rank=0, world_size=1, seed=0, shuffle=False)
@@ -158,7 +159,7 @@ def test_a_plan_without_windows_has_no_steps(tmp_path: Path) -> None:
     assert list(loader.iterate(0)) == []
 
 
-def test_a_step_without_targets_weighs_nothing(tmp_path: Path) -> None:
+def test_a_step_whose_targets_all_lack_codes_teaches_nothing(tmp_path: Path) -> None:
     store = make_store(tmp_path, MemorySource(lengths_U=[5], artists_N=[[0], [1]]))
     known = features_of(store)
     unknown = ItemFeatures(
@@ -166,71 +167,118 @@ def test_a_step_without_targets_weighs_nothing(tmp_path: Path) -> None:
     )
     loader = Loader(store, unknown, windows_of(store), tokens=6, bins=1, rank=0, world_size=1, seed=0, shuffle=True)
     (batch,) = loader.iterate(0)
-    assert batch.loss_weight.item() == 0.0
     assert (batch.target_codes_LC == -1).all()
+    assert batch.loss_weight.item() == 0.5  # 2 predictions asked for, none to be learnt from
 
 
-def test_impossible_budgets_are_told_together(store: EventStore) -> None:
-    with pytest.raises(InputError) as caught:
-        make_loader(store, windows_of(store, 5), tokens=4, bins=4, world_size=3)
-    assert len(caught.value.faults) == 2
-    assert "bins=4 does not divide among 3 ranks" in caught.value.faults[0]
-    assert "tokens=4 is less than the longest window of 5 inputs" in caught.value.faults[1]
+def test_impossible_budgets_are_told(store: EventStore) -> None:
+    with pytest.raises(InputError, match="bins=4 does not divide among 3 ranks"):
+        make_loader(store, windows_of(store, 5), bins=4, world_size=3)
+    with pytest.raises(InputError, match="tokens=4 is less than the longest window of 5 inputs"):
+        make_loader(store, windows_of(store, 5), tokens=4).steps_per_epoch(0)
 
 
-@given(st.lists(st.integers(1, 10), max_size=60))
-def test_packing_never_overfills_and_never_wastes_what_fits(lengths: list[int]) -> None:
-    bins = pack(np.array(lengths, dtype=np.int64), 10)
-    fill = np.bincount(bins, weights=lengths)
-    assert (fill <= 10).all()
-    # Best fit opens a bin only when no other has room: so of two bins, the later one's first window did not fit.
-    for later in range(len(fill)):
-        first = int(np.argmax(bins == later))
-        before = np.bincount(bins[:first], weights=lengths[:first], minlength=later)[:later]
-        assert (before + lengths[first] > 10).all()
+# ── plans that differ by epoch ───────────────────────────────────────────────────────────────────────────
 
 
-def test_packing_leaves_little_padding() -> None:
-    lengths = np.random.default_rng(0).integers(1, 200, size=5000)
-    fill = np.bincount(pack(lengths, 1024), weights=lengths)
-    assert fill.sum() / (len(fill) * 1024) > 0.99
+@pytest.mark.parametrize("kind", ["newest", "tiled", "sampled", "stream"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_every_plan_gives_each_window_once_on_any_number_of_ranks(
+    store: EventStore, kind: str, world_size: int
+) -> None:
+    times = store.column(schema.TIMESTAMP)
+    plan = make_plan(kind, store.offsets, times, store.split(), 5, seed=2, period_seconds=20)
+    loaders = [make_loader(store, plan, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for epoch in range(3):
+        seen = [batch.window_index_B for loader in loaders for batch in loader.iterate(epoch)]
+        assert sorted(torch.cat(seen).tolist()) == list(range(len(plan.windows(epoch))))
+
+
+def test_a_stream_is_used_in_time_order(store: EventStore) -> None:
+    plan = TimeStream(store.offsets, store.column(schema.TIMESTAMP), store.split(), 5, period_seconds=20)
+    loader = make_loader(store, plan, shuffle=True, bins=2)
+    assert loader.num_epochs == plan.num_epochs == 3
+    for epoch in range(3):
+        steps = [batch.window_index_B for batch in loader.iterate(epoch)]
+        assert len(steps) > 2
+        for earlier, later in itertools.pairwise(steps):
+            assert earlier.max() < later.min()
+    expected = sum(loader.steps_per_epoch(epoch) for epoch in range(3))
+    assert loader.expected_steps(99) == pytest.approx(expected, abs=0.35 * expected)
+
+
+def test_sampled_prefixes_change_with_the_epoch(store: EventStore) -> None:
+    loader = make_loader(store, SampledPrefixes(store.split(), 5, seed=0))
+    assert loader.windows(0).stop.tolist() != loader.windows(1).stop.tolist()
+    assert loader.num_epochs is None
+
+
+# ── thinning ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("selection", ["greedy", "random", "weighted"])
+def test_thinned_windows_keep_inputs_of_theirs_and_the_events_that_followed(store: EventStore, selection: str) -> None:
+    windows = training_windows(store.offsets, store.split(), 30)
+    thinning = StochasticLength(alpha=1.3, selection=selection)
+    changes: dict[str, Any] = {"tokens": 40, "bins": 2, "thinning": thinning, "longest": 30}
+    loader = make_loader(store, windows, **changes)
+    times = store.column(schema.TIMESTAMP)
+    thinned = 0
+    for batch in loader.iterate(0):
+        for row, window in enumerate(batch.window_index_B.tolist()):
+            begin, end = batch.offsets[row : row + 2].tolist()
+            first = int(store.offsets[windows.user[window]])
+            of_window = times[first + windows.start[window] : first + windows.stop[window] + 1].tolist()
+            pairs = list(itertools.pairwise(of_window))
+            found = zip(batch.timestamps_L[begin:end].tolist(), batch.request_times_L[begin:end].tolist(), strict=True)
+            for pair in found:  # each in its order, none twice
+                assert pair in pairs
+                del pairs[: pairs.index(pair) + 1]
+            thinned += end - begin < windows.lengths[window]
+            assert end - begin in (windows.lengths[window], thinning.threshold(30))
+    assert thinned >= 2
+    assert loader.real_tokens(0) < windows.lengths.sum()
+    ranks = [make_loader(store, windows, rank=rank, world_size=2, **changes) for rank in range(2)]
+    for step, whole in enumerate(loader.iterate(0)):
+        assert token_rows([rank.batch(0, step) for rank in ranks]) == token_rows([whole])
 
 
 # ── ties ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @settings(max_examples=40, deadline=None)
-@given(sources(), st.integers(0, 5))
+@given(sources(), st.integers(1, 4), st.integers(0, 5))
 def test_shuffling_ties_reorders_within_one_user_and_second_and_spares_what_is_held_out(
-    source: MemorySource, seed: int
+    source: MemorySource, max_history: int, epoch: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        columns = event_columns(make_store(Path(folder), source))
-    events = len(columns.items)
-    # Each event carries its own place, so that it can be found again.
-    marked = dataclasses.replace(columns, items=np.arange(events), durations=np.arange(events))
-    split = leave_last_out(np.diff(columns.offsets))
-    windows = training_windows(columns.offsets, split, 3, "tiled")
-    shuffled = shuffle_ties(marked, windows, np.random.default_rng(seed))
-    assert shuffled.durations is not None
-    np.testing.assert_array_equal(shuffled.durations, shuffled.items)
-    np.testing.assert_array_equal(shuffled.event_types, columns.event_types[shuffled.items])
-    np.testing.assert_array_equal(shuffled.timestamps, columns.timestamps)
-    assert sorted(shuffled.items) == list(range(events))
-    user = np.repeat(np.arange(len(columns.offsets) - 1), np.diff(columns.offsets))
-    np.testing.assert_array_equal(user[shuffled.items], user)
-    np.testing.assert_array_equal(columns.timestamps[shuffled.items], columns.timestamps)
-    held_out = ~training_events(columns.offsets, split)
-    np.testing.assert_array_equal(shuffled.items[held_out], np.arange(events)[held_out])
+        store = make_store(Path(folder), source)
+        split, times = store.split(), store.column(schema.TIMESTAMP)
+        windows = windows_of(store, max_history)
+        examples = examples_of(store, windows, tie_limit_U=split.train_end_U, seed=epoch)
+        for user, end in enumerate(split.train_end_U.tolist()):
+            of_user = np.flatnonzero(windows.user == user)
+            if not len(of_user):
+                continue
+            tokens = examples.tokens(of_user)
+            first = int(store.offsets[user])
+            # Tiled windows see every training event once as an input, but for the last, which is a target.
+            order = [*tokens.at_n.tolist(), int(tokens.next_at_n[-1])]
+            assert sorted(order) == list(range(first, first + end))
+            np.testing.assert_array_equal(times[order], times[first : first + end])
+            assert tokens.next_at_n.tolist() == order[1:]
+            # Alone, or in any company, a window is the same.
+            alone = examples.tokens(of_user[-1:])
+            assert alone.at_n.tolist() == tokens.at_n[-len(alone.at_n) :].tolist()
 
 
 def test_ties_are_shuffled_anew_each_epoch_and_alike_on_all_ranks(tmp_path: Path) -> None:
     source = MemorySource(lengths_U=[40, 60], artists_N=[[0]] * 50)
     busy = make_store(tmp_path, source)  # 50 seconds: most events share theirs with another
-    windows = windows_of(busy)
+    windows, limit = windows_of(busy), busy.split().train_end_U
 
     def epoch_of(epoch: int, **changes: Any) -> list[Batch]:
-        return list(make_loader(busy, windows, shuffle=False, shuffle_ties=True, **changes).iterate(epoch))
+        return list(make_loader(busy, windows, shuffle=False, tie_limit_U=limit, **changes).iterate(epoch))
 
     first, again, later = epoch_of(0), epoch_of(0), epoch_of(1)
     for one, other in zip(first, again, strict=True):
@@ -254,3 +302,53 @@ def test_ties_are_shuffled_anew_each_epoch_and_alike_on_all_ranks(tmp_path: Path
             for row in batch.target_codes_LC[at].tolist()
         ]
         assert codes == wanted
+
+
+# ── resuming, and batches made ahead ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_made_ahead_are_the_same_bit_by_bit(store: EventStore, workers: int) -> None:
+    loader = make_loader(store, windows_of(store), bins=2, tie_limit_U=store.split().train_end_U)
+    expected = list(loader.iterate(1, start_step=1))
+    found = list(loader.iterate(1, start_step=1, workers=workers))
+    assert len(found) == len(expected) > 3
+    for one, other in zip(expected, found, strict=True):
+        assert_identical(one, other)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sources(),
+    st.sampled_from(["tiled", "sampled", "stream"]),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([1, 2, 3]),
+    st.data(),
+)
+def test_an_epoch_begun_on_some_ranks_and_ended_on_others_has_every_window_once(
+    source: MemorySource, kind: str, before: int, after: int, data: st.DataObject
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        small = make_store(Path(folder), source)
+        times = small.column(schema.TIMESTAMP)
+        plan = make_plan(kind, small.offsets, times, small.split(), 3, seed=1, period_seconds=30)
+        first = [make_loader(small, plan, rank=rank, world_size=before) for rank in range(before)]
+        cut = data.draw(st.integers(0, first[0].steps_per_epoch(0)))
+        state = first[0].state(0, cut)
+        rest = [make_loader(small, plan, rank=rank, world_size=after) for rank in range(after)]
+        seen = [loader.batch(0, step).window_index_B for step in range(cut) for loader in first]
+        for loader in rest:
+            loader.check_state(LoaderState(**json.loads(json.dumps(dataclasses.asdict(state)))))
+            seen += [batch.window_index_B for batch in loader.iterate(state.epoch, state.step)]
+        found = torch.cat(seen).tolist() if seen else []
+        assert sorted(found) == list(range(len(plan.windows(0))))
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"tokens": 7}, {"bins": 3}, {"shuffle": False}])
+def test_a_state_of_another_plan_is_refused(store: EventStore, change: dict[str, Any]) -> None:
+    state = make_loader(store, windows_of(store)).state(0, 2)
+    make_loader(store, windows_of(store), world_size=3, rank=2).check_state(state)
+    with pytest.raises(InputError, match="so the rest of its epoch cannot be found"):
+        make_loader(store, windows_of(store), **change).check_state(state)
+    with pytest.raises(InputError, match="cannot be found"):
+        make_loader(store, windows_of(store, 4)).check_state(state)

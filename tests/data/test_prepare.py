@@ -43,9 +43,13 @@ def test_the_command_writes_a_store_and_ends_with_a_summary(tmp_path: Path, movi
         "events": 16,
         "items": 6,
         "artists": 18,
+        "albums": 0,
         "embeddings": 0,
         "event_types": counts,
         "time_range": list(store.manifest.time_range),
+        "left_out": {},
+        "duplicates": store.manifest.duplicates,
+        "split": store.manifest.split,
     }
     assert "1997-11-20 … 1997-11-20" in done.stdout
     assert f"movielens-100k: read from {movielens}, NOT the published data set" in done.stderr
@@ -72,17 +76,72 @@ def test_a_configuration_file_gives_the_keys(tmp_path: Path, movielens: Path) ->
     assert EventStore.open(tmp_path / "a").fingerprint == EventStore.open(tmp_path / "b").fingerprint
 
 
+TABLE = ("source=table", "out=x", "path=y", "columns.user=u", "columns.item=i", "columns.timestamp=t")
+
+
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
         (["source=movielens-100k", "out=x", "pth=y"], ["unknown key `pth`; did you mean `path`"]),
-        (["source=movielens", "out=x"], ["`source` is 'movielens', expected one of movielens-100k, yambda"]),
+        (["source=movielens", "out=x"], ["`source` is 'movielens', expected one of movielens-100k, yambda, table"]),
         (["source=movielens-100k"], ["`out` is required"]),
         (["source=movielens-100k", "out="], ["`out` is empty"]),
         (["source=movielens-100k", "out=x", "kind=likes"], ["`kind` means nothing to source=movielens-100k"]),
         (["source=yambda", "out=x"], ["2 faults", "`kind` is required by source=yambda", "`path` is required"]),
         (["source=yambda", "out=x", "path=y", "kind=plays"], ["`kind` is 'plays', expected one of listens,"]),
         (["source=yambda", "out=x", "path=y", "kind=likes", "cache=z"], ["`cache` means nothing to source=yambda"]),
+        (
+            ["source=yambda", "out=x", "path=y", "kind=likes", "columns.user=u", "sorted=true", "timestamp_unit=ms"],
+            [
+                "3 faults",
+                *(f"`{key}` means nothing to source=yambda" for key in ("columns.user", "sorted", "timestamp_unit")),
+            ],
+        ),
+        (
+            ["source=yambda", "out=x", "path=y", "kind=likes", "layout=wide"],
+            ["`layout` is 'wide', expected one of flat,"],
+        ),
+        (
+            ["source=yambda", "out=x", "path=y", "kind=likes", "embedding=e"],
+            ["`embedding` is 'e', expected one of embed,"],
+        ),
+        (
+            ["source=yambda", "out=x", "path=y", "kind=likes", "min_played_ratio=50"],
+            ["`min_played_ratio` means nothing to kind=likes, which has no played ratio"],
+        ),
+        (
+            ["source=movielens-100k", "out=x", "min_played_ratio=0"],
+            ["`min_played_ratio` means nothing to source=movie"],
+        ),
+        (
+            ["source=yambda", "out=x", "path=y", "kind=listens", "min_played_ratio=-1"],
+            ["`min_played_ratio` is -1, must be at least 0"],
+        ),
+        (
+            ["source=table", "out=x", "kind=likes", "columns.user=u"],
+            [
+                "4 faults",
+                "`kind` means nothing to source=table",
+                *(f"`{key}` is required by source=table" for key in ("path", "columns.item", "columns.timestamp")),
+            ],
+        ),
+        (
+            [*TABLE, "columns.duration=t", "catalogue.item=i", "catalogue.artist=i", "embeddings.path=e"],
+            [
+                "5 faults",
+                "`columns.duration` is 't', which `timestamp` is as well; a column has one meaning",
+                "`catalogue.item` needs `path`",
+                "`catalogue.artist` needs `path`",
+                "`catalogue.item`, `artist` and `title` must be different columns",
+                "`embeddings.item` and `vector` must be given as well",
+            ],
+        ),
+        (
+            [*TABLE, "catalogue.path=c"],
+            ["`catalogue.item` is required where", "`catalogue.artist` or `title` is required"],
+        ),
+        ([*TABLE, "separator=ab"], ["`separator` is 'ab', must be one character"]),
+        ([*TABLE, "timestamp_unit=h"], ["`timestamp_unit` is 'h', expected one of s, ms, us, ns, iso"]),
         (["out"], ["`out` is not of the form key=value"]),
     ],
 )

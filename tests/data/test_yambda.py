@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from data import schema
 from data.event_store import EventStore
 from data.prepare import main
 from data.sources import yambda
-from tests.yambda_example import EVENT_TYPES, KINDS, write_yambda_example
+from data.sources.yambda_files import FILES
+from tests.yambda_example import EVENT_TYPES, KINDS, sequential_table, write_sequential, write_yambda_example
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,168 @@ def test_event_types_may_be_plain_strings(root: Path, tmp_path: Path) -> None:
         assert prepare(plain, tmp_path / "store", "multi_event") == 0
         assert prepare(root, tmp_path / "enum", "multi_event") == 0
         assert EventStore.open(tmp_path / "store").fingerprint == EventStore.open(tmp_path / "enum").fingerprint
+
+
+def fingerprint(folder: Path) -> str:
+    return EventStore.open(folder).fingerprint
+
+
+@pytest.mark.parametrize("block_rows", [7, 300, 2**20])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("plural", [True, False])
+def test_both_layouts_give_the_same_store_bit_for_bit(
+    root: Path, tmp_path: Path, kind: str, plural: bool, block_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yambda, "BLOCK_ROWS", block_rows)
+    both = tmp_path / "both"
+    both.mkdir()
+    for name in ("flat", "artist_item_mapping.parquet", "album_item_mapping.parquet", "embeddings.parquet"):
+        (both / name).symlink_to(root / name)
+    write_sequential(both, plural)
+    assert prepare(both, tmp_path / "flat", kind) == 0  # where both are there
+    assert prepare(both, tmp_path / "sequential", kind, "layout=sequential") == 0
+    (both / "flat").unlink()
+    assert prepare(both, tmp_path / "alone", kind) == 0  # where only one is
+    assert fingerprint(tmp_path / "flat") == fingerprint(tmp_path / "sequential") == fingerprint(tmp_path / "alone")
+
+
+def test_users_without_events_are_not_in_the_store(root: Path, tmp_path: Path) -> None:
+    flat = pq.read_table(root / "flat" / "50m" / "likes.parquet")
+    table = sequential_table(flat, plural=False).to_pydict()
+    table = {name: [values[0], *values[1:]] for name, values in table.items()}
+    for name, values in table.items():
+        values.insert(1, values[0] + 1 if name == "uid" else [])
+    types = sequential_table(flat, plural=False).schema
+    folder = tmp_path / "yambda" / "sequential" / "50m"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(table, schema=types), folder / "likes.parquet")
+    assert prepare(tmp_path / "yambda", tmp_path / "store", "likes") == 0
+    users = EventStore.open(tmp_path / "store").user_ids.to_pylist()
+    assert users == [str(user) for user in sorted(set(flat.column("uid").to_pylist()))]
+
+
+@pytest.mark.parametrize("layout", ["flat", "sequential"])
+@pytest.mark.parametrize("kind", ["listens", "multi_event"])
+def test_min_played_ratio_keeps_what_was_listened_to(
+    root: Path,
+    tmp_path: Path,
+    kind: str,
+    layout: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(yambda, "BLOCK_ROWS", 64)
+    changed = tmp_path / "yambda"
+    (changed / "flat" / "50m").mkdir(parents=True)
+    rows = pq.read_table(root / "flat" / "50m" / f"{kind}.parquet")
+    uid = rows.column("uid").to_numpy()
+    played = rows.column("played_ratio_pct").to_pylist()
+    # One user listened to nothing for long, and one listen has no ratio.
+    played = [3 if user == uid[0] and ratio is not None else ratio for user, ratio in zip(uid, played, strict=True)]
+    played[-1] = None
+    rows = rows.set_column(
+        rows.column_names.index("played_ratio_pct"), "played_ratio_pct", pa.array(played, pa.uint16())
+    )
+    pq.write_table(rows, changed / "flat" / "50m" / f"{kind}.parquet", row_group_size=90)
+    (changed / "sequential" / "50m").mkdir(parents=True)
+    pq.write_table(sequential_table(rows), changed / "sequential" / "50m" / f"{kind}.parquet", row_group_size=9)
+    capsys.readouterr()
+    out = tmp_path / "store"
+    assert prepare(changed, out, kind, f"layout={layout}", "min_played_ratio=55", "--json") == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    def is_kept(row: dict[str, object]) -> bool:
+        ratio = row["played_ratio_pct"]
+        return row.get("event_type", "listen") != "listen" or (isinstance(ratio, int) and ratio >= 55)
+
+    everything = rows.to_pylist()
+    kept = [row for row in everything if is_kept(row)]
+    users, items = ([str(raw) for raw in sorted({row[name] for row in kept})] for name in ("uid", "item_id"))
+    store = EventStore.open(out)
+    assert store.user_ids.to_pylist() == users
+    assert store.item_ids.to_pylist() == items
+    np.testing.assert_array_equal(store.column(schema.ITEM), [items.index(str(row["item_id"])) for row in kept])
+    np.testing.assert_array_equal(store.column(schema.TIMESTAMP), [row["timestamp"] for row in kept])
+    np.testing.assert_array_equal(
+        store.offsets, np.cumsum([0, *(sum(str(row["uid"]) == user for row in kept) for user in users)])
+    )
+    assert store.manifest.source["min_played_ratio"] == "55"
+    assert summary["left_out"]["listens below min_played_ratio"] == len(everything) - len(kept) > 0
+    gone = len({row["uid"] for row in everything}) - len(users)
+    assert summary["left_out"].get("users without events after that", 0) == gone
+    assert gone > 0 or kind == "multi_event"
+
+
+def test_items_have_their_albums(root: Path, tmp_path: Path) -> None:
+    changed = write_yambda_example(tmp_path / "yambda")
+    albums = pq.read_table(changed / "album_item_mapping.parquet").to_pylist()
+    albums += [{"album_id": 1, "item_id": 1003}, {"album_id": 1, "item_id": 1003}, {"album_id": 4, "item_id": 5}]
+    albums = [row for row in albums if row["item_id"] != 1006]
+    pq.write_table(
+        pa.Table.from_pylist(albums, pa.schema({"album_id": pa.uint32(), "item_id": pa.uint32()})),
+        changed / "album_item_mapping.parquet",
+    )
+    assert prepare(changed, tmp_path / "store", "listens") == 0
+    raw = EventStore.open(tmp_path / "store").item_ids.to_pylist()
+    ids = pq.read_table(tmp_path / "store" / schema.ALBUMS_FILE).column(schema.ALBUM).to_pylist()
+    lists = pq.read_table(tmp_path / "store" / schema.ITEMS_FILE).column(schema.ALBUMS).to_pylist()
+    expected = [sorted({row["album_id"] for row in albums if str(row["item_id"]) == item}) for item in raw]
+    assert [[int(ids[album]) for album in row] for row in lists] == expected
+    assert expected[raw.index("1003")] == [1, 900]
+    assert expected[raw.index("1006")] == []
+    assert "4" not in ids
+
+
+def test_rows_about_other_items_are_counted(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert prepare(root, tmp_path / "store", "undislikes", "--json") == 0
+    printed = capsys.readouterr().out
+    raw = EventStore.open(tmp_path / "store").item_ids.to_pylist()
+    left_out = json.loads(printed.splitlines()[-1])["left_out"]
+    for file in ("artist_item_mapping", "album_item_mapping", "embeddings"):
+        others = [
+            item for item in pq.read_table(root / f"{file}.parquet")["item_id"].to_pylist() if str(item) not in raw
+        ]
+        assert left_out[f"rows of {file}.parquet about other items"] == len(others) > 0
+        assert f"left out       {len(others):,} rows of {file}.parquet about other items" in printed
+
+
+def test_the_embedding_column_is_chosen(root: Path, tmp_path: Path) -> None:
+    assert prepare(root, tmp_path / "store", "listens", "embedding=normalized_embed") == 0
+    store = EventStore.open(tmp_path / "store")
+    embeddings = store.embeddings()
+    assert embeddings is not None
+    np.testing.assert_allclose(np.linalg.norm(embeddings[1], axis=1), 1, rtol=1e-6)
+    assert store.manifest.source["embedding"] == "normalized_embed"
+
+
+def test_ids_beyond_the_flat_table(root: Path, tmp_path: Path) -> None:
+    changed = write_yambda_example(tmp_path / "yambda")
+    for file in [f"flat/50m/{kind}.parquet" for kind in FILES] + ["artist_item_mapping.parquet", "embeddings.parquet"]:
+        table = pq.read_table(changed / file)
+        items = table.column("item_id").to_numpy().astype(np.int64)
+        moved = pa.array(np.where(items % 2, items, items + 2**32 - 2000), type=pa.uint32())
+        pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", moved), changed / file)
+    assert prepare(changed, tmp_path / "moved", "listens") == 0
+    assert prepare(root, tmp_path / "store", "listens") == 0
+    moved_store, store = EventStore.open(tmp_path / "moved"), EventStore.open(tmp_path / "store")
+    raw = store.item_ids.to_numpy(zero_copy_only=False).astype(np.int64)
+    far = np.where(raw % 2, raw, raw + 2**32 - 2000)
+    assert moved_store.item_ids.to_pylist() == [str(item) for item in sorted(far)]
+    np.testing.assert_array_equal(
+        moved_store.item_ids.to_numpy(zero_copy_only=False).astype(np.int64)[moved_store.column(schema.ITEM)],
+        far[store.column(schema.ITEM)],
+    )
+
+
+def test_ctrl_c_leaves_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(yambda.rows, "check_events", interrupted)
+    assert prepare(root, tmp_path / "out" / "store", "listens") == 130
+    assert list((tmp_path / "out").iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -327,8 +492,8 @@ def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     root = write_yambda_example(tmp_path / "yambda")
     (root / EVENTS).unlink()
     expect_fault(tmp_path, root, capsys, f"{root / EVENTS}: no such file; kind=multi_event is read from it")
-    expect_fault(tmp_path, tmp_path / "nowhere", capsys, "nowhere: has no folder flat/SIZE")
+    expect_fault(tmp_path, tmp_path / "nowhere", capsys, "nowhere: has no folder flat/SIZE or sequential/SIZE")
     (root / "flat" / "500m").mkdir()
-    expect_fault(tmp_path, root, capsys, "holds 500m, 50m; say which with size=…")
+    expect_fault(tmp_path, root, capsys, "yambda: holds 500m, 50m; say which with size=…")
     assert prepare(root, tmp_path / "out" / "store", "likes", "size=5b") == 2
     assert "has no 5b; it holds 500m, 50m" in capsys.readouterr().err

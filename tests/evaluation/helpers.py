@@ -20,8 +20,7 @@ from data.batches import Batch
 from data.event_store import EventStore
 from data.loader import Loader, item_features
 from data.sequences import request_windows
-from data.sources.base import Catalogue, Embeddings, Histories
-from data.split import leave_last_out
+from data.sources.base import Catalogue, Embeddings, Groups, Histories
 from data.store_writer import write_event_store
 from evaluation.evaluator import Evaluation, evaluate_windows
 from serving.engine import Query, RankedCatalogue
@@ -48,13 +47,14 @@ class HistoriesSource:
 
     def catalogue(self) -> Catalogue:
         ids = pa.array([f"item {i}" for i in range(self.num_items)], pa.string())
-        return Catalogue(ids, np.zeros(self.num_items + 1, np.int64), np.zeros(0, np.uint32), ids[:0], None)
+        unknown = Groups(np.zeros(self.num_items + 1, np.int64), np.zeros(0, np.uint32), ids[:0])
+        return Catalogue(ids, unknown, None)
 
     def histories(self) -> Iterator[Histories]:
         lengths = [len(items) for items in self.items_of_user]
         columns = {
             "item": np.concatenate(self.items_of_user).astype(np.uint32),
-            "timestamp": np.concatenate([np.arange(length) for length in lengths]).astype(np.int64),
+            "timestamp": np.concatenate([np.arange(length) for length in lengths]).astype(np.uint32),
             "event_type": np.zeros(sum(lengths), np.uint8),
         }
         users = pa.array([f"user {i}" for i in range(len(lengths))], pa.string())
@@ -114,9 +114,9 @@ class ToldEngine:
 
 def held_out_items(store: EventStore) -> np.ndarray:
     """The held-out test items of the users who have one."""
-    test_U = leave_last_out(np.diff(store.offsets)).test_U
-    users = np.flatnonzero(test_U >= 0)
-    targets: np.ndarray = store.column("item")[store.offsets[users] + test_U[users]].astype(np.int64)
+    test = store.split().test
+    users = np.flatnonzero(test.asked_U)
+    targets: np.ndarray = store.column("item")[store.offsets[users] + test.start_U[users]].astype(np.int64)
     return targets
 
 
@@ -134,7 +134,7 @@ def evaluate_told(
     loader = Loader(
         store,
         item_features(store, codes_NC, CODES),
-        request_windows(leave_last_out(np.diff(store.offsets)).test_U, 6),
+        request_windows(store.split().test, 6),
         tokens=tokens,
         bins=world.size,
         rank=world.rank,

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +9,8 @@ import pytest
 
 from common.errors import InputError
 from evaluation import metrics
-from evaluation.charts import COLOURS, Series, bar_chart, line_chart
 from evaluation.report import render_report
-
-VOID = {"meta", "line", "circle", "polyline"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are closed in order; keeps text, tags and attributes."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.texts: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.texts)
+from tests.common.html_reader import Page
 
 
 def figures(start: float) -> dict[str, Any]:
@@ -162,41 +125,3 @@ def test_a_run_that_diverged_still_has_a_page(tmp_path: Path) -> None:
 def test_a_baseline_that_finds_nothing_has_no_ratio(tmp_path: Path) -> None:
     page = Page(render(tmp_path / "run", None, **{"ndcg@10_over_mostpop": None}))
     assert "–" in page.texts
-
-
-def test_lines_are_drawn_where_their_values_are() -> None:
-    chart = line_chart([Series("a", [0, 50, 100], [0.0, 1.0, 0.5])], "step", "loss")
-    (points,) = re.findall(r'points="([^"]*)"', chart)
-    (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in points.split())
-    assert x0 < x1 < x2
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
-    assert y1 < y2 < y0  # down is larger in SVG
-    assert y0 - y2 == pytest.approx(y2 - y1, abs=0.2)
-
-
-def test_bars_are_as_high_as_their_values() -> None:
-    chart = bar_chart(["1", "2"], {"a": [0.1, 0.4], "b": [0.2, 0.0]}, "level", "share")
-    heights = [float(height) for height in re.findall(r'height="([\d.]+)" fill', chart)]
-    assert heights[0] > 0
-    assert heights == pytest.approx([heights[0] * factor for factor in (1, 2, 4, 0)], abs=0.2)
-
-
-def test_texts_stay_inside_the_chart_and_colours_in_the_style(tmp_path: Path) -> None:
-    series = [Series(f"level {level}", [1, 123_456], [1e-6, 3e-6]) for level in range(9)]
-    chart = line_chart(series, "step", "loss")
-    width, height = map(float, re.findall(r'viewBox="0 0 (\d+) (\d+)"', chart)[0])
-    for x, y, anchor, text in re.findall(r'<text x="([\d.-]+)" y="([\d.-]+)"(?: text-anchor="(\w+)")?>([^<]*)<', chart):
-        extent = 7 * len(text)
-        left = float(x) - {"middle": extent / 2, "end": extent, "": 0}[anchor]
-        assert left >= 0
-        assert left + extent <= width
-        assert 0 < float(y) < height
-    html = render(tmp_path / "run", None)
-    for index in range(COLOURS):
-        assert len(re.findall(rf"--c{index}: #", html)) == 2  # light and dark
-    assert set(re.findall(r"var\(--(c\d)\)", chart)) == {f"c{index}" for index in range(COLOURS)}
-
-
-def test_flat_lines_have_an_axis() -> None:
-    assert "<polyline" in line_chart([Series("a", [0], [0.0])], "step", "loss")
-    assert "<rect" in bar_chart(["1"], {"a": [0.0]}, "level", "share")

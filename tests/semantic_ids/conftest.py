@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from data.event_store import EventStore
-from data.sources.base import Catalogue, Embeddings, Histories
+from data.sources.base import Catalogue, Embeddings, Groups, Histories
 from data.store_writer import write_event_store
 
 
@@ -36,9 +36,11 @@ class MemorySource:
         artists = max((artist + 1 for row in self.artists_of_item for artist in row), default=0)
         return Catalogue(
             item_ids=pa.array([f"item {i}" for i in range(len(self.artists_of_item))], pa.string()),
-            artist_offsets=np.cumsum([0, *map(len, self.artists_of_item)]),
-            artist_values=np.array([artist for row in self.artists_of_item for artist in row], np.uint32),
-            artist_ids=pa.array([f"artist {i}" for i in range(artists)], pa.string()),
+            artists=Groups(
+                offsets=np.cumsum([0, *map(len, self.artists_of_item)]),
+                values=np.array([artist for row in self.artists_of_item for artist in row], np.uint32),
+                ids=pa.array([f"artist {i}" for i in range(artists)], pa.string()),
+            ),
             titles=None,
         )
 
@@ -46,7 +48,7 @@ class MemorySource:
         lengths = [len(items) for items in self.items_of_user]
         columns = {
             "item": np.array([item for items in self.items_of_user for item in items], np.uint32),
-            "timestamp": np.concatenate([np.arange(length) for length in lengths]).astype(np.int64),
+            "timestamp": np.concatenate([np.arange(length) for length in lengths]).astype(np.uint32),
             "event_type": np.zeros(sum(lengths), np.uint8),
         }
         users = pa.array([f"user {i}" for i in range(len(lengths))], pa.string())

@@ -117,4 +117,4 @@ def test_failed_fit_keeps_the_table_that_was_there(taste_store, tmp_path):
 def test_out_that_is_something_else_is_not_replaced(taste_store, capsys):
     assert main([f"store={taste_store.path}", f"out={taste_store.path}", *SMALL]) == 2
     assert "exists and is not a code table" in capsys.readouterr().err
-    assert (taste_store.path / "events.parquet").exists()
+    assert (taste_store.path / "items.parquet").exists()

@@ -14,10 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from data import prepare, synthesize
+from data.event_store import EventStore
+from evaluation import evaluate
+from semantic_ids import fit
 from serving import checkpoints
 from sharding.apply import gather_table, sharded_tables
 from sharding.world import open_world
 from tests.conftest import Prepared
+from tests.yambda_example import write_yambda_example
 from trainer.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +129,60 @@ def test_a_resumed_run_goes_the_way_of_the_uninterrupted_one(
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+def test_a_run_goes_on_with_the_same_batches_on_another_number_of_ranks(prepared: Prepared, tmp_path: Path) -> None:
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    torchrun(1, prepared, whole, *NO_DROPOUT)
+    torchrun(2, prepared, moved, *NO_DROPOUT, "max_steps=7")  # in the middle of an epoch
+    torchrun(3, prepared, moved, *NO_DROPOUT, "resume=true")
+    assert losses(moved) == pytest.approx(losses(whole), rel=1e-5)
+    expected = parameters(whole)
+    for name, value in parameters(moved).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["batch.windows=stream", "batch.period_seconds=4000", "epochs=4"],
+        ["batch.windows=sampled"],
+        ["batch.windows=newest", "stochastic_length.alpha=1.5", "stochastic_length.selection=random"],
+    ],
+)
+def test_every_plan_trains_resumes_and_may_be_loaded_ahead(prepared: Prepared, tmp_path: Path, keys: list[str]) -> None:
+    assert train_here(prepared, tmp_path / "whole", *keys) == 0
+    assert len(losses(tmp_path / "whole")) > 4
+    assert losses(tmp_path / "whole")[-1] < losses(tmp_path / "whole")[0]
+    assert train_here(prepared, tmp_path / "cut", *keys, "max_steps=3", "batch.workers=1") == 0
+    assert train_here(prepared, tmp_path / "cut", *keys, "resume=true") == 0
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_store_split_by_the_clock_is_trained_and_measured_by_its_own_split(tmp_path: Path) -> None:
+    raw, store, codes, run = (tmp_path / name for name in ("raw", "store", "codes", "run"))
+    small = ["users=60", "items=200", "median_history=60", "embedding_width=8", "days=20"]
+    assert synthesize.main(["kind=yambda", f"out={raw}", *small]) == 0
+    assert prepare.main(["source=yambda", f"path={raw}", "kind=listens", f"out={store}", "split.kind=yambda"]) == 0
+    assert fit.main([f"store={store}", f"out={codes}", "levels=2", "codes=16"]) == 0
+    assert train_here(Prepared(store, codes), run) == 0
+    assert len(records(run, "validation")) == 3
+    assert evaluate.main([f"run={run}", "bootstrap=20"]) == 0
+    measured = json.loads((run / "metrics.json").read_text())
+    assert measured["protocol"] == "yambda"
+    asked = EventStore.open(store).split().test.asked_U
+    assert 5 < measured["users"] == asked.sum() < 60
+
+
+def test_a_split_without_validation_keeps_the_newest_checkpoint(tmp_path: Path) -> None:
+    raw = write_yambda_example(tmp_path / "raw", users=60, items=160, seed=1)
+    store, codes, run = tmp_path / "store", tmp_path / "codes", tmp_path / "run"
+    keys = ["source=yambda", f"path={raw}", "kind=multi_event", f"out={store}", "split.kind=held-out-users"]
+    assert prepare.main(keys) == 0
+    assert fit.main([f"store={store}", f"out={codes}", "levels=2", "codes=16"]) == 0
+    assert train_here(Prepared(store, codes), run) == 0
+    assert records(run, "validation") == []
+    assert checkpoints.find_checkpoint(run, "best") == checkpoints.find_checkpoint(run, "latest")
+
+
 def test_another_seed_gives_another_run(two_ranks: Path, prepared: Prepared, tmp_path: Path) -> None:
     torchrun(2, prepared, tmp_path / "other", "seed=6", "max_steps=3")
     assert losses(tmp_path / "other")[0] != losses(two_ranks)[0]
@@ -213,9 +272,6 @@ def test_a_wrong_value_leaves_no_run_behind(
 def test_a_store_that_does_not_match_its_codes_is_refused_by_both_fingerprints(
     prepared: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from data import prepare
-    from tests.yambda_example import write_yambda_example
-
     raw = write_yambda_example(tmp_path / "raw", users=20, items=60, seed=9)
     assert prepare.main(["source=yambda", f"path={raw}", "kind=listens", f"out={tmp_path / 'other'}"]) == 0
     capfd.readouterr()

@@ -1,0 +1,123 @@
+"""Windows as positions in the flat columns: which event each token is, and which event it is to predict.
+
+Two things may be drawn anew in each epoch, both a function of (seed, position) alone, so that any rank or worker finds
+the same: the order of events that share a second (`shuffle_ties`), and which inputs Stochastic Length leaves.
+
+B windows of a batch · n tokens · U users · E events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.hashing import uniform_from
+from data.ranges import partition_points, positions_of
+from data.sequences import Windows
+from data.stochastic_length import StochasticLength
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of some windows, window after window.
+
+    Attributes:
+        at_n: int64, flat position of each input event.
+        next_at_n: int64, flat position of the event that follows it, or that a request asks for.
+        learn_n: bool, whether the token has a target; None where all have.
+        offsets_B: int64 [B + 1], the windows' ranges.
+        request_times_B: int64 [B], seconds, in requests; None in training.
+    """
+
+    at_n: np.ndarray
+    next_at_n: np.ndarray
+    learn_n: np.ndarray | None
+    offsets_B: np.ndarray
+    request_times_B: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The windows of an epoch and what is drawn for them.
+
+    Attributes:
+        offsets: int64 [U + 1], the store's.
+        timestamps_E: the store's.
+        windows: of the epoch.
+        kept_W: int64 [W], inputs that Stochastic Length leaves of each window.
+        thinning: by what rule.
+        tie_limit_U: int64 [U] or None. Events of one second are put in a random order, those of a user before this
+            position; None leaves the log's order.
+        seed: of the epoch's draws.
+    """
+
+    offsets: np.ndarray
+    timestamps_E: np.ndarray
+    windows: Windows
+    kept_W: np.ndarray
+    thinning: StochasticLength
+    tie_limit_U: np.ndarray | None
+    seed: int
+
+    def predictions(self, index_B: np.ndarray) -> np.ndarray:
+        """How many of its inputs each window asks a prediction of, int64 [B]."""
+        asked_B = self.windows.stop[index_B] - self.windows.learn_from[index_B]
+        predictions_B: np.ndarray = np.minimum(asked_B, self.kept_W[index_B])
+        return predictions_B
+
+    def tokens(self, index_B: np.ndarray) -> Tokens:
+        """The tokens of windows `index_B`."""
+        windows = self.windows
+        user_B, start_B, stop_B = windows.user[index_B], windows.start[index_B], windows.stop[index_B]
+        first_B, lengths_B, kept_B = self.offsets[user_B] + start_B, stop_B - start_B, self.kept_W[index_B]
+        if self.tie_limit_U is None:
+            at_n = positions_of(first_B, lengths_B)
+            next_at_n = at_n + 1
+        else:
+            at_n, next_at_n = self._in_tie_order(user_B, first_B, lengths_B)
+        learn_n = self._learnt(index_B, lengths_B)
+        if windows.are_requests:
+            assert windows.asked is not None
+            next_at_n[np.cumsum(lengths_B) - 1] = self.offsets[user_B] + windows.asked[index_B]
+        if (kept_B < lengths_B).any():
+            chosen_n = self._thinned(at_n, first_B, lengths_B, kept_B)
+            at_n, next_at_n = at_n[chosen_n], next_at_n[chosen_n]
+            learn_n = learn_n[chosen_n] if learn_n is not None else None
+        request_times_B = windows.request_time[index_B] if windows.request_time is not None else None
+        return Tokens(at_n, next_at_n, learn_n, np.concatenate([[0], np.cumsum(kept_B)]), request_times_B)
+
+    def _learnt(self, index_B: np.ndarray, lengths_B: np.ndarray) -> np.ndarray | None:
+        """Which inputs have a target, bool [n]; None where all have."""
+        skipped_B = self.windows.learn_from[index_B] - self.windows.start[index_B]
+        if not skipped_B.any():
+            return None
+        starts_B = np.cumsum(lengths_B) - lengths_B
+        return np.arange(lengths_B.sum()) >= np.repeat(starts_B + skipped_B, lengths_B)
+
+    def _thinned(self, at_n: np.ndarray, first_B: np.ndarray, lengths_B: np.ndarray, kept_B: np.ndarray) -> np.ndarray:
+        newest_B = self.timestamps_E[first_B + lengths_B - 1].astype(np.int64)
+        ages_n = np.repeat(newest_B, lengths_B) - self.timestamps_E[at_n]
+        return self.thinning.chosen(lengths_B, kept_B, ages_n, at_n, self.seed)
+
+    def _in_tie_order(
+        self, user_B: np.ndarray, first_B: np.ndarray, lengths_B: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and the events after them, where events of one second come in random order.
+
+        A second may reach beyond the window at either end, so the window is widened to whole seconds, ordered, and cut
+        to its length again: windows of one user then still share out the user's events.
+        """
+        assert self.tie_limit_U is not None
+        limit_B = self.offsets[user_B] + self.tie_limit_U[user_B]
+        times_E, last_B = self.timestamps_E, first_B + lengths_B
+        from_B = partition_points(self.offsets[user_B], first_B, lambda at, row: times_E[at] < times_E[first_B[row]])
+        to_B = partition_points(last_B, self.offsets[user_B + 1], lambda at, row: times_E[at] == times_E[last_B[row]])
+        widened_B = to_B - from_B
+        at_m = positions_of(from_B, widened_B)
+        row_m = np.repeat(np.arange(len(user_B)), widened_B)
+        # Beyond the limit the log's order holds.
+        draws_m = np.where(at_m < limit_B[row_m], uniform_from(at_m, self.seed), 1.0 + at_m)
+        ordered_m = at_m[np.lexsort((draws_m, self.timestamps_E[at_m], row_m))]
+        inputs_n = positions_of(np.cumsum(widened_B) - widened_B + first_B - from_B, lengths_B)
+        return ordered_m[inputs_n], ordered_m[inputs_n + 1]

@@ -1,0 +1,1 @@
+"""Event logs made by rule: no download, any size, and a process that is known."""

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import bisect
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.ranges import expand_ranges, partition_points, positions_of
+
+
+def test_expand_ranges_with_empty_ones() -> None:
+    positions, offsets = expand_ranges(np.array([10, 4, 7]), np.array([2, 0, 3]))
+    assert positions.tolist() == [10, 11, 7, 8, 9]
+    assert offsets.tolist() == [0, 2, 2, 5]
+    nothing, offsets = expand_ranges(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    assert nothing.tolist() == []
+    assert offsets.tolist() == [0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=8))
+def test_positions_are_the_ranges_end_to_end(ranges: list[tuple[int, int]]) -> None:
+    starts, lengths = (np.array([pair[i] for pair in ranges], dtype=np.int64) for i in range(2))
+    expected = [start + i for start, length in ranges for i in range(length)]
+    assert positions_of(starts, lengths).tolist() == expected
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=8).map(sorted), min_size=1, max_size=6), st.integers(0, 9))
+def test_partition_points_are_those_of_bisect(rows: list[list[int]], value: int) -> None:
+    flat, offsets = np.array([x for row in rows for x in row], dtype=np.int64), np.cumsum([0, *map(len, rows)])
+    found = partition_points(offsets[:-1], offsets[1:], lambda places, _: flat[places] < value)
+    assert (found - offsets[:-1]).tolist() == [bisect.bisect_left(row, value) for row in rows]
