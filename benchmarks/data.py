@@ -36,6 +36,9 @@ BALANCED_RANKS = 8
 SHAPES = {512: 8_192, 2_048: 16_384, 8_192: 65_536}
 """History length → tokens of a bin."""
 
+THINNED = 1.7
+"""α of Stochastic Length, with the longest histories once more."""
+
 
 def main(quick: bool, folder: Path, findings: Findings) -> None:
     """Measure preparing, loading and thinning."""
@@ -165,7 +168,7 @@ def report_loader(store: EventStore, quick: bool, findings: Findings) -> None:
     features = item_features(store, codes_NC, CODES)
     split = store.split()
 
-    def loader(history: int, world_size: int = 1) -> Loader:
+    def loader(history: int, world_size: int = 1, alpha: float = 2.0) -> Loader:
         return Loader(
             store,
             features,
@@ -176,13 +179,16 @@ def report_loader(store: EventStore, quick: bool, findings: Findings) -> None:
             world_size=world_size,
             seed=0,
             shuffle=True,
+            thinning=StochasticLength(alpha=alpha),
+            longest=history,
         )
 
-    rows = []
-    for history in SHAPES:
-        one = loader(history)
+    rows: list[tuple[str, int, float, float, float]] = []
+    for history, alpha in (*((history, 2.0) for history in SHAPES), (max(SHAPES), THINNED)):
+        one = loader(history, alpha=alpha)
         ratios = work_ratios(one)
-        rows.append([history, SHAPES[history], one.padding_share(0), float(np.mean(ratios)), float(np.max(ratios))])
+        name = f"{history}" if alpha == 2 else f"{history}, α = {alpha}"
+        rows.append((name, SHAPES[history], one.padding_share(0), float(np.mean(ratios)), float(np.max(ratios))))
     seconds = 3.0 if quick else 15.0
     alone, among = (tokens_per_s(loader(512, world_size), seconds) for world_size in (1, BALANCED_RANKS))
     training = training_tokens_per_s(loader(512), store, 2 if quick else 8)
@@ -210,7 +216,7 @@ def report_loader(store: EventStore, quick: bool, findings: Findings) -> None:
 
 def work_ratios(loader: Loader) -> list[float]:
     """Most over mean Σ n² of the bins, one a step; the last step may be partly empty and does not count."""
-    lengths_W = loader.windows(0).lengths.astype(np.float64)
+    lengths_W = loader.lengths(0).astype(np.float64)
     ratios = []
     for step in range(max(loader.steps_per_epoch(0) - 1, 1)):
         work = [np.square(lengths_W[windows]).sum() for windows in loader.bins_of_step(0, step)]

@@ -6,7 +6,6 @@ import hashlib
 import random
 
 import numpy as np
-import torch
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -19,6 +18,8 @@ def derive_seed(*parts: int | str) -> int:
 
 def seed_everything(*parts: int | str) -> None:
     """Set every generator that model code may draw from (Python, NumPy, torch on all devices)."""
+    import torch  # here alone: commands that only name seeds need not wait for it
+
     seed = derive_seed(*parts)
     random.seed(seed)
     np.random.seed(seed % 2**32)

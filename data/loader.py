@@ -147,6 +147,10 @@ class Loader:
         """The windows of an epoch, by which `Batch.window_index_B` counts."""
         return self._epoch(epoch).examples.windows
 
+    def lengths(self, epoch: int) -> np.ndarray:
+        """Tokens of each of the epoch's windows, thinned where they are; int64 [W]."""
+        return self._epoch(epoch).examples.kept_W
+
     def steps_per_epoch(self, epoch: int) -> int:
         """Steps, the same on every rank; epochs of a shuffled loader may differ by a few."""
         return (len(self._epoch(epoch).offsets) - 1) // self.bins
@@ -161,7 +165,7 @@ class Loader:
 
     def real_tokens(self, epoch: int) -> int:
         """Tokens of the epoch that are no padding, over all ranks."""
-        return int(self._epoch(epoch).examples.kept_W.sum())
+        return int(self.lengths(epoch).sum())
 
     def padding_share(self, epoch: int) -> float:
         """Share of the epoch's token budget that holds no token, over all ranks; 0 where there are no steps."""

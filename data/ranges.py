@@ -4,31 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
 import numpy as np
-import torch
-
-
-def expand_ranges(
-    starts: torch.Tensor | np.ndarray, lengths: torch.Tensor | np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of the ranges [start, start + length), end to end, and the offsets of each range among them.
-
-    `[10, 7]`, `[2, 3]` → `[10, 11, 7, 8, 9]`, `[0, 2, 5]`; all int64.
-    """
-    starts, lengths = torch.as_tensor(starts), torch.as_tensor(lengths)
-    offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
-    if len(starts) == 0:
-        return starts, offsets
-    # The operator wants as many ends as there are offsets, and reads all but the last.
-    ends = torch.cat([starts, starts[-1:]])
-    positions = torch.ops.fbgemm.expand_into_jagged_permute(torch.arange(len(starts)), ends, offsets, int(offsets[-1]))
-    return positions, offsets
 
 
 def positions_of(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`expand_ranges` in NumPy, without the offsets."""
-    positions: np.ndarray = expand_ranges(starts.astype(np.int64), lengths.astype(np.int64))[0].numpy()
+    """Positions of the ranges [start, start + length), end to end, int64: `[10, 7]`, `[2, 3]` → `[10, 11, 7, 8, 9]`."""
+    lengths = lengths.astype(np.int64)
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    positions: np.ndarray = np.arange(total) + np.repeat(starts.astype(np.int64) - (ends - lengths), lengths)
     return positions
 
 

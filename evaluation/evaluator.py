@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from common.progress import Progress
 from data.event_store import EventStore
 from data.loader import Loader
-from data.ranges import expand_ranges
+from data.ranges import positions_of
 from data.schema import ITEM
 from data.sequences import Windows
 from evaluation import metrics
@@ -120,9 +120,9 @@ def _held_out(windows_B: npt.NDArray[np.int64], windows: Windows, store: EventSt
 def _query(windows_B: npt.NDArray[np.int64], hidden_BD: Tensor, windows: Windows, store: EventStore) -> Query:
     """The users' vectors, and all that the request may see as seen items: the whole history, not only the window."""
     first_B = store.offsets[windows.user[windows_B]]
-    positions, offsets = expand_ranges(first_B, windows.stop[windows_B])
-    rows = torch.repeat_interleave(torch.arange(len(windows_B)), offsets.diff())
-    items = torch.from_numpy(store.column(ITEM)[positions.numpy()].astype(np.int64))
+    seen_B = windows.stop[windows_B]
+    rows = torch.from_numpy(np.repeat(np.arange(len(windows_B)), seen_B))
+    items = torch.from_numpy(store.column(ITEM)[positions_of(first_B, seen_B)].astype(np.int64))
     return Query(hidden_BD, rows.to(hidden_BD.device), items.to(hidden_BD.device))
 
 

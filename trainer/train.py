@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -24,6 +25,7 @@ from data.loader import Loader, item_features
 from data.schema import TIMESTAMP
 from data.sequences import make_plan, request_windows
 from data.split import Split
+from data.stochastic_length import attention_sparsity, sparsity
 from evaluation.evaluator import evaluate_windows
 from model.config import Vocabulary
 from semantic_ids.codebook import CodeTable
@@ -262,13 +264,33 @@ def _course(config: TrainConfig) -> dict[str, Any]:
 
 
 def describe_run(model: Any, store: EventStore, loader: Loader, world: World) -> str:
-    """What is about to be trained, in two lines."""
+    """What is about to be trained, in a few lines."""
     tables = sum(table.size().numel() for table in sharded_tables(model).values())
     dense = sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("ebc."))
     return (
         f"{store.num_users} users, {store.num_items} items, {store.num_events} events; "
         f"{dense} dense and {tables} table parameters on {world.size} × {world.device.type}\n"
-        f"{loader.steps_per_epoch(0)} steps an epoch; {loader.padding_share(0):.1%} of the token budget is padding"
+        f"{loader.steps_per_epoch(0)} steps an epoch; {loader.padding_share(0):.1%} of the token budget is padding\n"
+        f"{describe_lengths(loader)}"
+    )
+
+
+def describe_lengths(loader: Loader) -> str:
+    """Sparsity of the first epoch's windows, as in Tables 3, 14 and 15 of the HSTU paper, before and after thinning."""
+
+    def figures(lengths_W: np.ndarray) -> str:
+        shares = sparsity(lengths_W, loader.longest), attention_sparsity(lengths_W, loader.longest)
+        return f"sparsity {shares[0]:.1%}, s2 {shares[1]:.1%}"
+
+    before_W, after_W = loader.windows(0).lengths, loader.lengths(0)
+    if not len(before_W):
+        return "no windows in the first epoch"
+    whole = f"windows of at most {loader.longest} inputs, {before_W.mean():.1f} on average: {figures(before_W)}"
+    if not loader.thinning.is_on:
+        return whole
+    return (
+        f"{whole}\nthinned with α = {loader.thinning.alpha}, {loader.thinning.selection}: {after_W.mean():.1f} on "
+        f"average: {figures(after_W)}; {1 - after_W.sum() / before_W.sum():.1%} of the tokens are left out"
     )
 
 

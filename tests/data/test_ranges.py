@@ -6,16 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.ranges import expand_ranges, partition_points, positions_of
-
-
-def test_expand_ranges_with_empty_ones() -> None:
-    positions, offsets = expand_ranges(np.array([10, 4, 7]), np.array([2, 0, 3]))
-    assert positions.tolist() == [10, 11, 7, 8, 9]
-    assert offsets.tolist() == [0, 2, 2, 5]
-    nothing, offsets = expand_ranges(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    assert nothing.tolist() == []
-    assert offsets.tolist() == [0]
+from data.ranges import partition_points, positions_of
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=8))
