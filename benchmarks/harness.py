@@ -130,17 +130,27 @@ def measure(command: Sequence[str]) -> Measured:
         RuntimeError: it failed.
     """
     print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
-    start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen([sys.executable, *command, "--json"], cwd=ROOT, stdout=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        printed = output.read()
-    if process.returncode:
-        raise RuntimeError(f"{shlex.join(command)} ended with status {process.returncode}\n{printed}")
-    return Measured(seconds, usage.ru_maxrss * 1024 / 1e9, json.loads(printed.splitlines()[-1]))
+    launcher = [sys.executable, "-c", _LAUNCHER, sys.executable, *command, "--json"]
+    done = subprocess.run(launcher, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    *printed, last = done.stdout.splitlines()
+    told = json.loads(last)
+    if told["status"]:
+        raise RuntimeError(f"{shlex.join(command)} ended with status {told['status']}\n" + "\n".join(printed))
+    return Measured(told["seconds"], told["peak_kb"] * 1024 / 1e9, json.loads(printed[-1]))
+
+
+# A process's largest resident set is told with that of whoever started it in it, so a small process does. It starts by
+# fork: what vfork or spawn share with the parent would count.
+_LAUNCHER = """
+import json, os, sys, time
+start = time.perf_counter()
+child = os.fork()
+if child == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+_, status, usage = os.wait4(child, 0)
+told = {"status": os.waitstatus_to_exitcode(status), "seconds": time.perf_counter() - start}
+print(json.dumps(told | {"peak_kb": usage.ru_maxrss}), flush=True)
+"""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -14,13 +14,22 @@ import numpy as np
 
 from data import schema
 from data.column_files import open_column, read_block
-from data.sequences import training_windows
-from data.split import HELD_OUT_USERS, CutOffs, LeakageError, Split, SplitConfig, cut_offs, make_split
+from data.sequences import NEWEST, TILED, training_windows
+from data.split import (
+    HELD_OUT_USERS,
+    CutOffs,
+    LeakageError,
+    Split,
+    SplitConfig,
+    cut_offs,
+    held_out_users,
+    make_split,
+)
 
 _BLOCK_EVENTS = 2**21
 
 
-def prove_no_leakage(folder: Path, config: SplitConfig, users: int, events: int, time_range: tuple[int, int]) -> None:
+def prove_no_leakage(folder: Path, config: SplitConfig, users: int, time_range: tuple[int, int]) -> None:
     """Check every event of the store in `folder` against its split.
 
     - Times never go down within a user, or a position would say nothing of a time.
@@ -38,19 +47,28 @@ def prove_no_leakage(folder: Path, config: SplitConfig, users: int, events: int,
     """
     offsets = open_column(folder / schema.column_file(schema.OFFSETS), np.dtype(np.int64), users + 1)
     path = folder / schema.column_file(schema.TIMESTAMP)
-    dtype = schema.EVENT_COLUMNS[schema.TIMESTAMP].dtype
-    split = make_split(config, offsets, open_column(path, dtype, events))
     cuts = cut_offs(config, time_range) if config.by_the_clock else None
+    last_times: list[np.ndarray] = []
     for first, last in user_blocks(offsets, _BLOCK_EVENTS):
         begin, end = int(offsets[first]), int(offsets[last])
-        times = read_block(path, dtype, begin, end - begin)  # not mapped: a proof should not fill the memory
-        within = _Block(first, offsets[first : last + 1] - begin, times)
-        within.check_order()
-        if cuts is not None:
-            within.check_periods(split, cuts)
+        # Read, not mapped: the pages of a mapped file count as this process's memory.
+        times_E = read_block(path, schema.EVENT_COLUMNS[schema.TIMESTAMP].dtype, begin, end - begin)
+        block = _Block(first, offsets[first : last + 1] - begin, times_E)
+        block.check_order()
+        last_times.append(times_E[block.offsets[1:] - 1])
+        if config.kind != HELD_OUT_USERS:  # which depends on all users at once
+            split = make_split(config, block.offsets, times_E, time_range)
+            if cuts is not None:
+                block.check_periods(split, cuts)
+            _check_windows(block.offsets, split)
     if config.kind == HELD_OUT_USERS:
+        split = held_out_users(config.test_share, np.diff(offsets), np.concatenate(last_times))
         _raise_at(split.test.asked_U & (split.train_end_U > 0), 0, "is held out, but has training events")
-    for plan in ("newest", "tiled"):
+        _check_windows(offsets, split)
+
+
+def _check_windows(offsets: np.ndarray, split: Split) -> None:
+    for plan in (NEWEST, TILED):
         training_windows(offsets, split, max_history=1024, windows=plan)  # each checks itself
 
 
@@ -69,20 +87,19 @@ class _Block:
         _raise_at(np.add.reduceat(down_E, self.offsets[:-1]) > 0, self.first, "has timestamps that go down")
 
     def check_periods(self, split: Split, cuts: CutOffs) -> None:
-        here = slice(self.first, self.first + len(self.offsets) - 1)
         validation, test = split.validation, split.test
         start, stop = cuts.validation
         rules = (
-            ("may train on", split.train_end_U[here], cuts.train_stop),
-            ("is shown for validation", validation.history_stop_U[here], cuts.train_stop),
-            ("is shown for the test", test.history_stop_U[here], cuts.test_history_stop),
-            ("is not yet asked in the test for", test.start_U[here], cuts.test_start),
-            ("is not yet asked in validation for", validation.start_U[here], start),
+            ("may train on", split.train_end_U, cuts.train_stop),
+            ("is shown for validation", validation.history_stop_U, cuts.train_stop),
+            ("is shown for the test", test.history_stop_U, cuts.test_history_stop),
+            ("is not yet asked in the test for", test.start_U, cuts.test_start),
+            ("is not yet asked in validation for", validation.start_U, start),
         )
         for what, counts, instant in rules:
             self._check_count(what, counts, instant)
-        asked = np.flatnonzero(validation.asked_U[here])
-        self._check_count("is asked in validation up to", validation.stop_U[here], stop, asked)
+        asked = np.flatnonzero(validation.asked_U)
+        self._check_count("is asked in validation up to", validation.stop_U, stop, asked)
 
     def _check_count(self, what: str, counts_U: np.ndarray, instant: int, only: np.ndarray | None = None) -> None:
         """Hold a range [0, count) of each user to be all that is earlier than `instant`, by counting."""

@@ -152,12 +152,15 @@ class Split:
     test: HeldOut
 
 
-def make_split(config: SplitConfig, offsets: np.ndarray, timestamps_E: np.ndarray) -> Split:
+def make_split(
+    config: SplitConfig, offsets: np.ndarray, timestamps_E: np.ndarray, time_range: tuple[int, int] | None = None
+) -> Split:
     """Find the positions of a split.
 
     Args:
         offsets: int64 [U + 1], where each user's events begin and end.
         timestamps_E: seconds, ascending within a user; a few per user are read.
+        time_range: first and last timestamp of the whole log, where these users are only a part of it.
 
     Raises:
         InputError: nothing is left to learn from, or nothing to ask for.
@@ -166,9 +169,9 @@ def make_split(config: SplitConfig, offsets: np.ndarray, timestamps_E: np.ndarra
     if config.kind == LEAVE_LAST_OUT:
         return leave_last_out(offsets, timestamps_E)
     if config.kind == HELD_OUT_USERS:
-        return _held_out_users(config.test_share, offsets, lengths_U, timestamps_E)
-    first, last = offsets[:-1][lengths_U > 0], offsets[1:][lengths_U > 0] - 1
-    time_range = int(timestamps_E[first].min()), int(timestamps_E[last].max())
+        return held_out_users(config.test_share, lengths_U, timestamps_E[offsets[1:] - 1])
+    if time_range is None:
+        time_range = int(timestamps_E[offsets[:-1]].min()), int(timestamps_E[offsets[1:] - 1].max())
     return _temporal(cut_offs(config, time_range), offsets, lengths_U, timestamps_E)
 
 
@@ -187,16 +190,22 @@ def leave_last_out(offsets: np.ndarray, timestamps_E: np.ndarray) -> Split:
     return Split(np.where(enough_U, lengths_U - 2, lengths_U), last_but(1), last_but(0))
 
 
-def _held_out_users(share: float, offsets: np.ndarray, lengths_U: np.ndarray, timestamps_E: np.ndarray) -> Split:
-    """The share of users whose histories end last, of equal ends the later in the store."""
+def held_out_users(share: float, lengths_U: np.ndarray, last_times_U: np.ndarray) -> Split:
+    """Hold out the share of users whose histories end last, of equal ends the later in the store.
+
+    Args:
+        last_times_U: when each user's last event was, seconds.
+
+    Raises:
+        InputError: nobody is left to learn from.
+    """
     users = len(lengths_U)
     held_U = np.zeros(users, dtype=bool)
-    by_end = np.argsort(_times(timestamps_E, offsets, lengths_U - 1), kind="stable")
-    held_U[by_end[users - max(round(users * share), 1) :]] = True
+    held_U[np.argsort(last_times_U, kind="stable")[users - max(round(users * share), 1) :]] = True
     if held_U.all():
         raise InputError(f"split.kind=held-out-users holds out all {users} users of the store; lower split.test_share")
     at_U = np.where(held_U & (lengths_U >= 2), lengths_U - 1, 0)
-    test = HeldOut(at_U, at_U, at_U + (at_U > 0), _times(timestamps_E, offsets, at_U))
+    test = HeldOut(at_U, at_U, at_U + (at_U > 0), last_times_U.astype(np.int64))
     none_U = np.zeros(users, dtype=np.int64)
     return Split(np.where(held_U, 0, lengths_U), HeldOut(none_U, none_U, none_U, none_U), test)
 

@@ -47,7 +47,7 @@ def write_event_store(
         if source.embedding_width is not None:
             embeddings = write_embeddings(folder, source, source.embedding_width)
             files += [schema.EMBEDDED_ITEMS_FILE, schema.VECTORS_FILE]
-        prove_no_leakage(folder, split, totals.users, totals.events, (totals.first, totals.last))
+        prove_no_leakage(folder, split, totals.users, (totals.first, totals.last))
         manifest = seal(
             folder,
             tuple(files),

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 def prove(folder: Path, config: SplitConfig = CONFIG) -> None:
     times = np.load(folder / schema.column_file(schema.TIMESTAMP))
-    prove_no_leakage(folder, config, 6, 99, (int(times.min()), int(times.max())))
+    prove_no_leakage(folder, config, 6, (int(times.min()), int(times.max())))
 
 
 @pytest.mark.parametrize("kind", ["temporal", "leave-last-out", "held-out-users"])
@@ -49,8 +49,8 @@ def moved(held: str, field: str, user: int, by: int) -> object:
     """A `make_split` that is off by some events for one user."""
     honest = split.make_split
 
-    def make(config: SplitConfig, offsets: np.ndarray, times: np.ndarray) -> Split:
-        made = honest(config, offsets, times)
+    def make(config: SplitConfig, offsets: np.ndarray, times: np.ndarray, time_range: tuple[int, int]) -> Split:
+        made = honest(config, offsets, times, time_range)
         if not held:
             train_end = made.train_end_U.copy()
             train_end[user] += by
