@@ -20,7 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from data.examples import Tokens
-from data.ranges import positions_of
+from data.item_records import ARTIST, ARTISTS, CODES, KNOWN, ItemRecords
 from data.schema import MISSING_DURATION, MISSING_ORGANIC, QR_REMAINDERS
 
 FEATURE_KEYS = ("rq", "artist_quotient", "artist_remainder", "event_type")
@@ -58,11 +58,6 @@ class ItemFeatures:
         assert int(self.artist_offsets[-1]) == len(self.artist_values)
         for values, limit in ((self.codes_NC, self.codes_per_level), (self.artist_values, self.num_artists)):
             assert values.numel() == 0 or (int(values.min()) >= 0 and int(values.max()) < limit)
-
-    @property
-    def known_N(self) -> torch.Tensor:
-        """Bool: which items have a code of their own."""
-        return self.codes_NC.any(dim=1)
 
 
 def code_dtype(codes_per_level: int) -> torch.dtype:
@@ -151,26 +146,26 @@ class BatchMaker:
     """
 
     def __init__(self, columns: EventColumns, features: ItemFeatures) -> None:
-        """Prepare what every batch needs: the ids of every item."""
+        """Prepare what every batch needs: the records of every item."""
         self.columns = columns
-        self.features = features
-        self._known_N: np.ndarray = features.known_N.numpy()
         self._level_ids_C = torch.arange(features.codes_NC.shape[1]) * features.codes_per_level
-        self._artists = _ArtistBags(features)
+        self._remainders = features.qr_remainders
+        # An unknown artist is an id of its own among the quotients, the table's last row, and no remainder.
+        self._unknown_artist = self._remainders * (artist_table_rows(features.num_artists, self._remainders)[0] - 1)
+        self._items = ItemRecords(features, self._unknown_artist)
 
     def make(self, tokens: Tokens, window_index_B: np.ndarray, budget: int, loss_weight: float) -> Batch:
         """The batch of some tokens in a buffer of `budget` tokens; `window_index_B` says which windows they are of."""
         assert len(tokens.at_n) <= budget, f"{len(tokens.at_n)} tokens do not fit a budget of {budget}"
         columns, at = self.columns, tokens.at_n
-        items_n = torch.from_numpy(columns.items[at].astype(np.int64))
-        codes_nC = self.features.codes_NC.index_select(0, items_n)
-        targets_n = columns.items[tokens.next_at_n].astype(np.int64)
-        wanted_n = self._known_N[targets_n] if tokens.learn_n is None else self._known_N[targets_n] & tokens.learn_n
+        items_n = columns.items[at]
+        records_n = self._items.of(items_n)
+        target_items_L, target_codes_LC = self._targets(tokens, records_n, budget)
         request_times_n = columns.timestamps[tokens.next_at_n].astype(np.int64)
         if tokens.request_times_B is not None:
             request_times_n[tokens.offsets_B[1:] - 1] = tokens.request_times_B
         return Batch(
-            features=self._bags(items_n, codes_nC, columns.event_types[at], budget),
+            features=self._bags(items_n, records_n, columns.event_types[at], budget),
             offsets=torch.from_numpy(tokens.offsets_B),
             timestamps_L=_padded(columns.timestamps[at], budget, 0),
             request_times_L=_padded(request_times_n, budget, 0),
@@ -178,85 +173,51 @@ class BatchMaker:
             organic_L=_padded(
                 _or_missing(columns.organic, at, MISSING_ORGANIC, MISSING_ORGANIC), budget, MISSING_ORGANIC
             ),
-            target_items_L=_padded(np.where(wanted_n, targets_n, NO_TARGET), budget, NO_TARGET),
-            target_codes_LC=self._target_codes(tokens, codes_nC, targets_n, wanted_n, budget),
+            target_items_L=target_items_L,
+            target_codes_LC=target_codes_LC,
             loss_weight=torch.tensor(loss_weight, dtype=torch.float32),
             window_index_B=torch.from_numpy(window_index_B.astype(np.int64)),
         )
 
-    def _target_codes(
-        self, tokens: Tokens, codes_nC: torch.Tensor, targets_n: np.ndarray, wanted_n: np.ndarray, budget: int
-    ) -> torch.Tensor:
-        """Most targets are the next token, whose codes are at hand; only the others are looked up in the table."""
-        codes_LC = torch.full((budget, codes_nC.shape[1]), NO_TARGET, dtype=torch.int64)
-        if len(targets_n) == 0:
-            return codes_LC
-        codes_LC[: len(targets_n) - 1] = codes_nC[1:]
-        elsewhere_n = np.ones(len(targets_n), dtype=bool)
-        elsewhere_n[:-1] = tokens.next_at_n[:-1] != tokens.at_n[1:]
-        rows = torch.from_numpy(np.flatnonzero(elsewhere_n))
-        codes_LC[rows] = self.features.codes_NC[torch.from_numpy(targets_n)[rows]].to(torch.int64)
-        codes_LC[torch.from_numpy(np.flatnonzero(~wanted_n))] = NO_TARGET
-        return codes_LC
+    def _targets(self, tokens: Tokens, records_n: np.ndarray, budget: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Items [L] and codes [L, C] to predict. Most are the next token's, whose record is at hand."""
+        used = len(records_n)
+        targets_n = self.columns.items[tokens.next_at_n].astype(np.int64)
+        codes_LC = np.full((budget, len(self._level_ids_C)), NO_TARGET, dtype=np.int64)
+        wanted_n = np.zeros(used, dtype=bool)
+        elsewhere_n = np.ones(used, dtype=bool)
+        if used:
+            codes_LC[: used - 1], wanted_n[:-1] = records_n[CODES][1:], records_n[KNOWN][1:]
+            elsewhere_n[:-1] = tokens.next_at_n[:-1] != tokens.at_n[1:]
+        elsewhere = np.flatnonzero(elsewhere_n)
+        looked_up = self._items.of(targets_n[elsewhere])
+        codes_LC[elsewhere], wanted_n[elsewhere] = looked_up[CODES], looked_up[KNOWN]
+        if tokens.learn_n is not None:
+            wanted_n &= tokens.learn_n
+        unwanted = np.flatnonzero(~wanted_n)
+        codes_LC[unwanted], targets_n[unwanted] = NO_TARGET, NO_TARGET
+        return _padded(targets_n, budget, NO_TARGET), torch.from_numpy(codes_LC)
 
     def _bags(
-        self, items_n: torch.Tensor, codes_nC: torch.Tensor, event_types_n: np.ndarray, budget: int
+        self, items_n: np.ndarray, records_n: np.ndarray, event_types_n: np.ndarray, budget: int
     ) -> KeyedJaggedTensor:
-        quotients, quotient_lengths_n, remainders, remainder_lengths_n = self._artists.of(items_n.numpy())
+        artists = self._items.artists(items_n, records_n)
+        counts_n, nobody_n = records_n[ARTISTS], records_n[ARTIST] == self._unknown_artist
+        quotients, remainders = artists // self._remainders, artists[artists != self._unknown_artist] % self._remainders
+        levels = len(self._level_ids_C)
         lengths = np.zeros((len(FEATURE_KEYS), budget), dtype=np.int64)
         used = lengths[:, : len(items_n)]
-        used[0], used[1], used[2], used[3] = len(self._level_ids_C), quotient_lengths_n, remainder_lengths_n, 1
+        used[0], used[1], used[2], used[3] = levels, counts_n, counts_n - nobody_n, 1
         # Written in place: fresh memory, which the system must first find and clear, is what a large batch waits for.
-        ends = np.cumsum([codes_nC.numel(), len(quotients), len(remainders), len(items_n)]).tolist()
+        ends = np.cumsum([levels * len(items_n), len(quotients), len(remainders), len(items_n)]).tolist()
         values = torch.empty(ends[-1], dtype=torch.int64)
-        torch.add(codes_nC, self._level_ids_C, out=values[: ends[0]].view(codes_nC.shape))
+        rq_nC = values[: ends[0]].view(len(items_n), levels)
+        torch.add(torch.from_numpy(records_n[CODES]), self._level_ids_C, out=rq_nC)
         for begin, end, ids in zip(ends, ends[1:], (quotients, remainders, event_types_n), strict=False):
             values.numpy()[begin:end] = ids
         return KeyedJaggedTensor(
             keys=list(FEATURE_KEYS), values=values, lengths=torch.from_numpy(lengths.reshape(-1)), stride=budget
         )
-
-
-class _ArtistBags:
-    """The artists of every item as quotient and remainder ids.
-
-    An unknown artist is an id of its own among the quotients, and nothing among the remainders. So an item without
-    artists is given one more, whose quotient is the table's last row, and whose remainder is left out.
-
-    Most items have one artist, so each item's first lies in an array of its own: a batch looks up one number an item in
-    large tables, not three.
-    """
-
-    def __init__(self, features: ItemFeatures) -> None:
-        self._divisor = features.qr_remainders
-        unknown_row = artist_table_rows(features.num_artists, self._divisor)[0] - 1
-        self._unknown = unknown_row * self._divisor
-        assert self._unknown < 2**31
-        self._values, self._starts_N = features.artist_values.numpy(), features.artist_offsets.numpy()
-        lengths_N = np.diff(self._starts_N)
-        self._counts_N = np.maximum(lengths_N, 1).astype(np.uint16)
-        assert (self._counts_N == np.maximum(lengths_N, 1)).all(), "an item has more artists than 16 bits can count"
-        self._first_N = np.full(len(lengths_N), self._unknown, dtype=np.int32)
-        self._first_N[lengths_N > 0] = self._values[self._starts_N[:-1][lengths_N > 0]]
-
-    def of(self, items_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Quotients and how many each item has, remainders and how many."""
-        first_n, counts_n = self._first_N[items_n], self._counts_N[items_n]
-        artists = self._all(items_n, first_n, counts_n)
-        known = artists != self._unknown
-        remainders = artists[known] % self._divisor
-        return artists // self._divisor, counts_n, remainders, counts_n - (first_n == self._unknown)
-
-    def _all(self, items_n: np.ndarray, first_n: np.ndarray, counts_n: np.ndarray) -> np.ndarray:
-        """Every artist of every item, end to end."""
-        several = np.flatnonzero(counts_n > 1)
-        if not len(several):
-            return first_n
-        artists = np.repeat(first_n, counts_n)
-        counts = counts_n[several].astype(np.int64)
-        places = positions_of(several + np.cumsum(counts - 1) - (counts - 1), counts)
-        artists[places] = self._values[positions_of(self._starts_N[items_n[several]], counts)]
-        return artists
 
 
 def _padded(values_n: np.ndarray, tokens: int, padding: int) -> torch.Tensor:
