@@ -42,6 +42,7 @@ THINNED = 1.7
 
 def main(quick: bool, folder: Path, findings: Findings) -> None:
     """Measure preparing, loading and thinning."""
+    quiet_known_warnings()
     torch.set_num_threads(1)
     sizes = {"quick": 3000} if quick else {"50m": USERS_PER_50M, "200m": 4 * USERS_PER_50M}
     prepared = {name: prepare_one(folder, name, users, quick) for name, users in sizes.items()}
@@ -252,7 +253,6 @@ def training_tokens_per_s(loader: Loader, store: EventStore, steps: int) -> floa
     from trainer.config import OptimizerConfig
     from trainer.optimizers import Optimizers
 
-    quiet_known_warnings()
     config, optimizer = ModelConfig(max_history=512), OptimizerConfig()
     vocabulary = Vocabulary(LEVELS, CODES, store.num_artists, len(store.event_types))
     with open_world() as world:
