@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,9 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextmanager
 def write_folder_aside(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target` that becomes `target` when the block ends without an error.
@@ -33,7 +37,7 @@ def write_folder_aside(target: Path) -> Iterator[Path]:
     `.NAME.writing-…` behind, and in the instant between two renames the former content in `.NAME.retired-…/old`.
 
     Raises:
-        InputError: something that is not a folder stands at `target`.
+        InputError: something that is not a folder stands at `target`, or the disk is full.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InputError(
@@ -48,8 +52,14 @@ def write_folder_aside(target: Path) -> Iterator[Path]:
             fsync_path(path)
         fsync_path(aside)
         _replace_folder(aside, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            # Of a write to an open file, the operating system does not tell the name.
+            raise InputError(
+                f"{target}: cannot be written: {error.strerror}; nothing of it was left behind, make room or name "
+                "another place"
+            ) from None
         raise
 
 

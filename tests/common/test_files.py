@@ -79,6 +79,18 @@ def test_an_error_while_replacing_puts_the_old_folder_back(tmp_path: Path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+def test_a_full_disk_is_told_by_the_folder_that_was_to_be_written(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", "before")
+
+    def fill() -> None:
+        with write_folder_aside(tmp_path / "store"), Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"more than there is room for")
+
+    with pytest.raises(InputError, match=r"store: cannot be written: No space left on device; nothing of it was left"):
+        fill()
+    assert tree(tmp_path) == {"store/a": "before", "store/sub/b": "before"}
+
+
 def test_a_file_or_link_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path)
