@@ -125,11 +125,6 @@ class EventStore:
         return pa.table({schema.USER: self.user_ids, **lists})
 
     @property
-    def num_albums(self) -> int:
-        """Albums, 0 where the source has none."""
-        return self.manifest.counts["albums"]
-
-    @property
     def artist_offsets(self) -> np.ndarray:
         """int64 [N + 1] into `artist_values`; an empty range is an unknown artist."""
         return _offsets(self._artists)

@@ -58,7 +58,6 @@ ALBUMS = "albums"
 TITLE = "title"
 
 MAX_EVENT_TYPES = 256
-MAX_ITEMS = 2**32 - 1
 
 
 @dataclass(frozen=True)
