@@ -3,6 +3,7 @@
 #   make test          every test
 #   make check         ruff and mypy
 #   make bench         every benchmark, quick; `python -m benchmarks.NAME` for a full run and its page
+#   make gpu-check     attention and a training step on the GPUs of this machine; needs ACCELERATOR=cuda
 # PYTHON=python3.12 chooses the interpreter, ACCELERATOR=cuda the CUDA packages.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ RUN := $(VENV)/bin/python
 CONFIG := configs/movielens-100k.yaml
 RANKS ?= 2
 
-.PHONY: quickstart test check bench format lock clean
+.PHONY: quickstart test check bench gpu-check format lock clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml requirements/constraints.txt requirements/no-deps.txt
@@ -42,6 +43,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) -m benchmarks.data --quick
+
+gpu-check: $(STAMP)
+	$(RUN) -m benchmarks.gpu_check
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -1,7 +1,8 @@
 """Measure a trained run on the held-out test events: `python -m evaluation.evaluate --config FILE run=runs/NAME`
 
-Under torchrun the users are spread over the ranks. Writes `metrics.json` and a self-contained `report.html` into the
-run folder.
+Under torchrun the users are spread over the ranks. Writes `metrics.json`, a self-contained `report.html`, and
+`ranks.parquet`, which says for every user where each engine put the item asked for, into the run folder: two runs are
+compared user by user.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from common.config import REQUIRED, option, run_entry
@@ -34,6 +37,8 @@ from serving.exact import ExactEngine
 from serving.index import FaissEngine
 from serving.popular import MostPopularEngine
 from sharding.world import World, open_world
+
+RANKS_FILE = "ranks.parquet"
 
 
 @dataclass
@@ -84,6 +89,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             strata = strata_by_engine(result, codes.training_plays_N)
             # Both files or none: the page is made before either is written.
             report = render_report(run, summary, strata, codes.manifest.diagnostics)
+            write_ranks(run / RANKS_FILE, result)
             write_json_atomically(run / "metrics.json", summary)
             write_text_atomically(run / "report.html", report)
             print(format_table(summary))
@@ -137,6 +143,17 @@ def summarise(
         "store_fingerprint": manifest.store_fingerprint,
         "codes_fingerprint": manifest.codes_fingerprint,
     }
+
+
+def write_ranks(path: Path, result: Evaluation) -> None:
+    """One row a user asked: the item, and its 1-based place with each engine, 0 where the list does not hold it."""
+    columns = {"item": result.target_items_U} | {name: engine.rank_U for name, engine in result.engines.items()}
+    aside = path.with_name(f".{path.name}.writing")
+    try:
+        pq.write_table(pa.table(columns), aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def strata_by_engine(result: Evaluation, training_plays_N: np.ndarray) -> dict[str, list[metrics.Stratum]]:

@@ -3,11 +3,13 @@
 Nothing of shape [L, L] exists here. A `ScoreBiases` says what an attention backend has to add to q·k; how it does
 so without a matrix is the backend's business.
 
-Shapes: B users · L tokens (with tail padding) · H heads · T time buckets · K buckets of a bias by key.
+Shapes: B users · L tokens (with tail padding) · H heads · T time buckets · K buckets of a bias by key ·
+P distances of a position bias.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
@@ -39,6 +41,21 @@ def log_buckets(seconds: Tensor, buckets: int) -> Tensor:
     """
     bits = seconds.clamp(1, MAX_SECONDS).to(torch.float32).view(torch.int32)
     return bits.bitwise_right_shift_(22).sub_(2 * 127).clamp_(max=buckets - 1)
+
+
+@functools.lru_cache(maxsize=4)
+def bucket_edges(buckets: int) -> Tensor:
+    """The fewest seconds that `log_buckets` puts in each bucket or above: int64 [buckets], `MAX_SECONDS` if none are.
+
+    Found by bisection: the float32 inside rounds large numbers, so the edges are not exactly those of the definition.
+    """
+    bucket = torch.arange(buckets)
+    below, edge = torch.zeros(buckets, dtype=torch.int64), torch.full((buckets,), MAX_SECONDS)
+    for _ in range(31):
+        middle = (below + edge) // 2
+        reached = log_buckets(middle, buckets) >= bucket
+        below, edge = torch.where(reached, below, middle), torch.where(reached, middle, edge)
+    return edge
 
 
 def alibi_slopes(heads: int) -> Tensor:
@@ -103,6 +120,13 @@ class KeyBias:
 
 
 @dataclass(frozen=True)
+class PositionBias:
+    """`table_HP[h, min(i - j, P - 1)]`, i and j being flat numbers of tokens of one user."""
+
+    table_HP: Tensor
+
+
+@dataclass(frozen=True)
 class ScoreBiases:
     """Everything added to the score of a query i and a key j ≤ i of the same user; None and () are switched off.
 
@@ -110,11 +134,13 @@ class ScoreBiases:
         slopes_H: ALiBi, adds `-slopes_H[h] * (i - j)`.
         time: a bias by the time between them.
         by_key: biases by a property of the key.
+        position: a learned bias by the distance i - j.
     """
 
     slopes_H: Tensor | None = None
     time: TimeBias | None = None
     by_key: tuple[KeyBias, ...] = ()
+    position: PositionBias | None = None
 
 
 class BiasTables(nn.Module):
@@ -127,6 +153,7 @@ class BiasTables(nn.Module):
         self.time_HT = nn.Parameter(torch.zeros(heads, cfg.time_buckets)) if cfg.time else None
         self.duration_HK = nn.Parameter(torch.zeros(heads, cfg.duration_buckets)) if cfg.duration else None
         self.organic_HK = nn.Parameter(torch.zeros(heads, ORGANIC_BUCKETS)) if cfg.organic else None
+        self.position_HP = nn.Parameter(torch.zeros(heads, cfg.position_buckets)) if cfg.position else None
 
     def forward(self, tokens: Tokens) -> ScoreBiases:
         """The tables together with the tokens they look at."""
@@ -140,4 +167,5 @@ class BiasTables(nn.Module):
             time = TimeBias(self.time_HT, tokens.query_times_L, tokens.key_times_L)
         slopes_H = self.slopes_H
         assert slopes_H is None or isinstance(slopes_H, Tensor)
-        return ScoreBiases(slopes_H, time, tuple(by_key))
+        position = None if self.position_HP is None else PositionBias(self.position_HP)
+        return ScoreBiases(slopes_H, time, tuple(by_key), position)

@@ -20,8 +20,9 @@ class AttentionConfig:
     )
     backend: str = option(
         "jagged",
-        "jagged: grouped users, recomputed in the backward, for CPU training; dense: the obvious reference, for tests",
-        choices=("jagged", "dense"),
+        "jagged: grouped users, recomputed in the backward, for CPU training; dense: the obvious reference, for tests; "
+        "flex: softmax on GPUs, by FlexAttention; triton: silu on GPUs, by kernels of our own",
+        choices=("jagged", "dense", "flex", "triton"),
     )
     normalise_by: str = option(
         "max",
@@ -33,13 +34,31 @@ class AttentionConfig:
         "none: q·k as it is, as in the published HSTU code; sqrt: divided by √head_dim_qk",
         choices=("none", "sqrt"),
     )
+    soft_cap: float = option(0.0, "scores s, biases included, become c · tanh(s / c); 0 leaves them alone", minimum=0)
+    dropout: float = option(0.0, "share of attention weights that are dropped", minimum=0)
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
+        faults = []
         if self.kind == "softmax" and self.normalise_by == "length":
-            raise InputError(
+            faults.append(
                 "normalise_by=length means nothing with kind=softmax, which normalises by itself: set normalise_by=max"
             )
+        only = {"flex": "softmax", "triton": "silu"}.get(self.backend, self.kind)
+        if self.kind != only:
+            faults.append(
+                f"backend={self.backend} computes kind={only} alone, not kind={self.kind}: set kind={only}, "
+                f"or backend=jagged, which computes both"
+            )
+        if self.dropout >= 1:
+            faults.append(f"dropout={self.dropout} drops everything: must be below 1")
+        elif self.dropout > 0 and self.backend == "flex":
+            faults.append(
+                f"dropout={self.dropout}: backend=flex cannot drop weights after its softmax: set dropout=0.0, "
+                f"or backend=jagged"
+            )
+        if faults:
+            raise InputError(*faults)
 
 
 @dataclass
@@ -50,8 +69,12 @@ class BiasConfig:
     time: bool = option(True, "a learned weight per head and bucket of the time between query and key")
     duration: bool = option(True, "a learned weight per head and bucket of the key's duration")
     organic: bool = option(True, "a learned weight per head for organic, not organic, missing")
+    position: bool = option(False, "a learned weight per head and distance in tokens, beside or instead of alibi")
     time_buckets: int = option(64, "buckets of the time bias, two per doubling of the seconds", minimum=2)
     duration_buckets: int = option(32, "buckets of the duration bias, the last one for a missing duration", minimum=3)
+    position_buckets: int = option(
+        256, "distances 0 … position_buckets - 1 of the position bias; the last weight is that of all longer", minimum=1
+    )
     time_reference: str = option(
         "next",
         "the query's clock; next: when the event to be predicted happens (the time of the request; so does the "
@@ -70,22 +93,61 @@ class HeadsConfig:
 
 
 @dataclass
-class ModelConfig:
-    """An HSTU recommender over residual-quantised items."""
+class TransformerConfig:
+    """What a Transformer has and HSTU has not."""
 
+    ffn_width: int = option(
+        0,
+        "width inside the feed-forward layers; 0: 4 · width for sasrec, 8/3 · width rounded up for transformer++, "
+        "which has three matrices where sasrec has two",
+        minimum=0,
+    )
+    activation: str = option("relu", "of sasrec's feed-forward layers", choices=("relu", "gelu"))
+    rope_base: float = option(
+        10_000.0, "transformer++: wavelengths of the rotations rise from 2π tokens towards 2π · rope_base", minimum=1
+    )
+
+
+@dataclass
+class ModelConfig:
+    """A sequential recommender over residual-quantised items."""
+
+    architecture: str = option(
+        "hstu",
+        "what reads the history; hstu; sasrec: a Transformer with learned places, layer norms and a ReLU or GELU "
+        "between two matrices; transformer++: rotary places, RMS norms and SwiGLU",
+        choices=("hstu", "sasrec", "transformer++"),
+    )
     width: int = option(64, "width of embeddings and of the residual stream", minimum=1)
-    blocks: int = option(2, "HSTU blocks", minimum=1)
+    blocks: int = option(2, "blocks of the encoder", minimum=1)
     heads: int = option(2, "attention heads", minimum=1)
     head_dim_qk: int = option(32, "width of a head's queries and keys", minimum=1)
-    head_dim_v: int = option(32, "width of a head's values and gates", minimum=1)
-    dropout: float = option(0.2, "dropout before each block's output projection", minimum=0)
+    head_dim_v: int = option(32, "width of a head's values (and gates, in HSTU)", minimum=1)
+    dropout: float = option(
+        0.2, "dropout before each HSTU block's output projection, after each branch of a Transformer", minimum=0
+    )
     input_dropout: float = option(0.2, "dropout of the summed embeddings", minimum=0)
     scale_input: bool = option(True, "multiply the summed embeddings by √width")
+    qk_norm: bool = option(
+        False, "divide each head's queries and keys by their root mean square, then multiply by a learned weight"
+    )
+    residual_scale: bool = option(
+        False, "multiply what each branch adds to the residual stream by a learned number, at first 1/√(2 · blocks)"
+    )
+    precision: str = option(
+        "float32",
+        "of the matrix products inside the blocks; bf16: by autocast. Weights, residual stream and loss are float32",
+        choices=("float32", "bf16"),
+    )
+    recompute: bool = option(
+        False, "hstu: compute norms, projections and gates anew in the backward instead of keeping them: less memory"
+    )
     max_history: int = option(200, "longest history; also the fixed n of silu attention", minimum=1)
-    norm_eps: float = option(1e-6, "ε of the layer norms", minimum=0)
+    norm_eps: float = option(1e-6, "ε of the norms", minimum=0)
     qr_remainders: int = option(QR_REMAINDERS, "R of the quotient-remainder artist tables", minimum=1)
     attention: AttentionConfig = group(AttentionConfig, "attention")
     biases: BiasConfig = group(BiasConfig, "attention biases")
+    transformer: TransformerConfig = group(TransformerConfig, "sasrec and transformer++")
     output: HeadsConfig = group(HeadsConfig, "output heads")
 
     def __post_init__(self) -> None:
@@ -98,8 +160,38 @@ class ModelConfig:
         if self.biases.time and self.biases.time_buckets > 64:
             # biases.MAX_SECONDS has 31 bits, and there are two buckets a bit.
             faults.append(f"biases.time_buckets={self.biases.time_buckets}: buckets above 64 can never be reached")
+        if self.architecture != "hstu":
+            faults += self._transformer_faults()
         if faults:
             raise InputError(*faults)
+
+    def _transformer_faults(self) -> list[str]:
+        """A baseline is what its name says: what would make it something else is refused, not left out in silence."""
+        needed = {
+            "attention.kind": (self.attention.kind, "softmax"),
+            "attention.scale": (self.attention.scale, "sqrt"),
+            "recompute": (self.recompute, False),
+            **{
+                f"biases.{name}": (getattr(self.biases, name), False)
+                for name in ("alibi", "time", "duration", "organic", "position")
+            },
+        }
+        faults = [
+            f"{key}={_plain(value)} does not go with architecture={self.architecture}: set {key}={_plain(wanted)}"
+            for key, (value, wanted) in needed.items()
+            if value != wanted
+        ]
+        if self.architecture == "transformer++" and self.head_dim_qk % 2:
+            faults.append(
+                f"head_dim_qk={self.head_dim_qk} is odd, but architecture=transformer++ turns queries and keys in "
+                f"pairs of columns: set an even one"
+            )
+        return faults
+
+
+def _plain(value: object) -> str:
+    """A value as it is written on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)

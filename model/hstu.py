@@ -1,6 +1,6 @@
 """HSTU block: pointwise projection, spatial aggregation, pointwise transformation (HSTU paper, equations 1 to 3).
 
-Shapes: L tokens · D width · H heads · E width of a query or key · F width of a value or gate.
+Shapes: L tokens · D width · H heads · E width of a query or key · F width of a value or gate · I = H · F.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention import attention
 from model.biases import BiasTables, Tokens
 from model.config import ModelConfig
+from model.layers import QueryKeyNorm, ScaledLinear, gather
+from model.recompute import Recomputation
 
 PROJECTION_STD = 0.02
 
@@ -20,7 +21,8 @@ class HSTUBlock(nn.Module):
     """x + f2(dropout(norm(A(x) V(x)) ⊙ U(x))), with U, V, Q, K = split(SiLU(f1(norm(x)))).
 
     The layer norms have no weights, f1 has no bias. The norm before f1 is that of the published code; equation (1)
-    leaves it out.
+    leaves it out. With `cfg.recompute` the backward is left the block's input and what attention gathered, and makes
+    the rest again.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -30,8 +32,9 @@ class HSTUBlock(nn.Module):
         inner = cfg.heads * cfg.head_dim_v
         self.widths = [inner, inner, cfg.heads * cfg.head_dim_qk, cfg.heads * cfg.head_dim_qk]
         self.uvqk = nn.Linear(cfg.width, sum(self.widths), bias=False)
-        self.output = nn.Linear(inner, cfg.width)
+        self.output = ScaledLinear(inner, cfg)
         self.biases = BiasTables(cfg.biases, cfg.heads)
+        self.qk_norm = QueryKeyNorm(cfg) if cfg.qk_norm else None
         nn.init.normal_(self.uvqk.weight, std=PROJECTION_STD)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -39,22 +42,65 @@ class HSTUBlock(nn.Module):
     def forward(self, x_LD: Tensor, tokens: Tokens) -> Tensor:
         """[L, D] → [L, D]."""
         cfg = self.cfg
-        normed_LD = F.layer_norm(x_LD, x_LD.shape[1:], eps=cfg.norm_eps)
-        u, v, q, k = torch.split(F.silu(self.uvqk(normed_LD)), self.widths, dim=1)
-        gathered_LHF = attention(
-            q.view(-1, cfg.heads, cfg.head_dim_qk),
-            k.view(-1, cfg.heads, cfg.head_dim_qk),
-            v.view(-1, cfg.heads, cfg.head_dim_v),
-            tokens.offsets,
-            self.biases(tokens),
-            backend=cfg.attention.backend,
-            kind=cfg.attention.kind,
-            scale=cfg.head_dim_qk**-0.5 if cfg.attention.scale == "sqrt" else 1.0,
-            normaliser_L=self._normaliser(tokens, x_LD.dtype),
-        )
-        gated = F.layer_norm(gathered_LHF.flatten(1), v.shape[1:], eps=cfg.norm_eps) * u
-        update_LD: Tensor = self.output(F.dropout(gated, cfg.dropout, self.training))
+        with Recomputation(cfg.recompute) as recomputation:
+            projected = recomputation.stage(self._project, x_LD)
+            q_LHE, k_LHE, v_LHF = self._queries_keys_values(projected.tensors)
+            gathered_LHF = gather(
+                cfg,
+                q_LHE,
+                k_LHE,
+                v_LHF,
+                tokens,
+                self.biases(tokens),
+                self._normaliser(tokens, x_LD.dtype),
+                training=self.training,
+            )
+            gathered_LI = gathered_LHF.flatten(1)
+            gated = recomputation.stage(self._gate, gathered_LI, self._draw_kept(gathered_LI), projected)
+            update_LD: Tensor = self.output(gated.tensors[-1])
         return x_LD + update_LD
+
+    def _project(self, x_LD: Tensor) -> tuple[Tensor, ...]:
+        """Equation 1 and what it passes through: norm(x), f1 of it, U V Q K side by side, normed queries and keys."""
+        cfg = self.cfg
+        normed_LD = F.layer_norm(x_LD, x_LD.shape[1:], eps=cfg.norm_eps)
+        before = self.uvqk(normed_LD)
+        uvqk = F.silu(before)
+        if self.qk_norm is None:
+            return normed_LD, before, uvqk
+        _, _, q, k = self._heads(uvqk)
+        return normed_LD, before, uvqk, *self.qk_norm(q, k)
+
+    def _heads(self, uvqk: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """u_LI, v_LHF, q_LHE, k_LHE, all views."""
+        heads = self.cfg.heads
+        u, v, q, k = torch.split(uvqk, self.widths, dim=1)
+        return u, v.unflatten(1, (heads, -1)), q.unflatten(1, (heads, -1)), k.unflatten(1, (heads, -1))
+
+    def _queries_keys_values(self, projected: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        _, v_LHF, q_LHE, k_LHE = self._heads(projected[2])
+        if self.qk_norm is not None:
+            q_LHE, k_LHE = projected[4:]
+        return q_LHE, k_LHE, v_LHF
+
+    def _draw_kept(self, gathered_LI: Tensor) -> Tensor | None:
+        """What dropout keeps, bool [L, I]: drawn outside of the stage that is made again; None if it draws itself."""
+        cfg = self.cfg
+        if not (cfg.recompute and self.training and cfg.dropout > 0):
+            return None
+        # Through F.dropout, so that the same is dropped as without recomputation.
+        return F.dropout(torch.ones_like(gathered_LI), cfg.dropout) > 0
+
+    def _gate(self, gathered_LI: Tensor, kept_LI: Tensor | None, projected: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The argument of f2 in equation 3, last, and what it passes through."""
+        cfg = self.cfg
+        u_LI = self._heads(projected[2])[0]
+        normed_LI = F.layer_norm(gathered_LI, gathered_LI.shape[1:], eps=cfg.norm_eps)
+        gated_LI = normed_LI * u_LI
+        if kept_LI is None:
+            return normed_LI, F.dropout(gated_LI, cfg.dropout, self.training)
+        factor_LI = kept_LI.to(gated_LI.dtype).div_(1 - cfg.dropout)
+        return normed_LI, factor_LI, gated_LI * factor_LI
 
     def _normaliser(self, tokens: Tokens, dtype: torch.dtype) -> Tensor | None:
         """The n of pointwise attention, [L].

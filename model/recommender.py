@@ -1,4 +1,4 @@
-"""The whole model: pooled embeddings → HSTU → L2 norm → cascaded heads → loss.
+"""The whole model: pooled embeddings → HSTU or a Transformer → L2 norm → cascaded heads → loss.
 
 Shapes: L tokens (with tail padding) · D width · C code levels · T tokens with a target.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import KeyedTensor
@@ -19,6 +20,7 @@ from model.embeddings import sum_features
 from model.heads import CascadedHeads
 from model.hstu import HSTU
 from model.losses import cascaded_cross_entropy
+from model.transformer import LearnedPlaces, Transformer
 
 
 @dataclass
@@ -45,7 +47,8 @@ class Tower(nn.Module):
         """Blocks and heads."""
         super().__init__()
         self.cfg = cfg
-        self.hstu = HSTU(cfg)
+        self.places = LearnedPlaces(cfg) if cfg.architecture == "sasrec" else None
+        self.encoder = HSTU(cfg) if cfg.architecture == "hstu" else Transformer(cfg)
         self.heads = CascadedHeads(cfg.output, cfg.width, vocabulary)
 
     def encode(self, pooled: KeyedTensor, batch: Batch) -> Tensor:
@@ -57,8 +60,12 @@ class Tower(nn.Module):
         x_LD = sum_features(pooled, cfg.width)
         if cfg.scale_input:
             x_LD = x_LD * math.sqrt(cfg.width)
+        if self.places is not None:
+            x_LD = x_LD + self.places(tokens)
         x_LD = F.dropout(x_LD, cfg.input_dropout, self.training)
-        return F.normalize(self.hstu(x_LD, tokens), dim=1, eps=1e-6)
+        with torch.autocast(x_LD.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+            x_LD = self.encoder(x_LD, tokens)
+        return F.normalize(x_LD.float(), dim=1, eps=1e-6)
 
     def forward(self, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, Output]:
         """The weighted loss of the batch and what to report of it."""

@@ -33,7 +33,7 @@ from sharding.planner import row_wise_plan
 from sharding.world import World
 
 FORMAT = "segue-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 STATE = "state"
 

@@ -34,8 +34,15 @@ class BatchConfig:
 class OptimizerConfig:
     """How parameters move."""
 
+    dense: str = option(
+        "adamw",
+        "adamw: all dense parameters; muon: Muon for the matrices inside the blocks, AdamW for the rest",
+        choices=("adamw", "muon"),
+    )
     learning_rate: float = option(1e-3, "AdamW, dense parameters", minimum=0)
-    weight_decay: float = option(0.0, "AdamW, matrices only", minimum=0)
+    muon_learning_rate: float = option(0.02, "Muon, matrices inside the blocks", minimum=0)
+    weight_decay: float = option(0.0, "AdamW and Muon, matrices only", minimum=0)
+    accumulate: int = option(1, "batches between steps of the dense optimizers, on the mean gradient", minimum=1)
     beta2: float = option(0.98, "AdamW's second beta", minimum=0)
     sparse_learning_rate: float = option(0.02, "row-wise Adagrad, embedding tables", minimum=0)
     sparse_epsilon: float = option(1e-8, "row-wise Adagrad's epsilon", minimum=0)

@@ -1,68 +1,121 @@
-"""Dense AdamW beside the tables' fused row-wise Adagrad, under one schedule."""
+"""Dense optimizers beside the tables' fused row-wise Adagrad, under one schedule.
+
+The tables move within each backward. Dense parameters move once every `accumulate` batches: AdamW moves them all, or
+Muon the matrices inside the blocks and AdamW the rest (output heads, bias tables, vectors), as Muon's authors advise.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
 from trainer.config import OptimizerConfig
 
-
-class ClippedAdamW(torch.optim.AdamW):
-    """AdamW that scales the whole gradient down to a norm before it steps; 0 leaves it alone."""
-
-    def __init__(self, params: Any, *, clip_norm: float, **settings: Any) -> None:
-        super().__init__(params, **settings)
-        self.clip_norm = clip_norm
-
-    def step(self, closure: Any = None) -> Any:
-        """Clip, then step. The pipeline calls `step` right after the backward: there is no other place to clip."""
-        if self.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(
-                [parameter for group in self.param_groups for parameter in group["params"]], self.clip_norm
-            )
-        return super().step(closure)
+BLOCKS = ".blocks."
+"""In the name of every parameter of a block, whatever the architecture."""
 
 
 class Optimizers:
-    """Both optimizers and the schedule that moves their rates."""
+    """All optimizers and the schedule that moves their rates.
+
+    Attributes:
+        sparse: of the tables, fused into the backward.
+        dense: name → optimizer of dense parameters; together they have each parameter once.
+        combined: what the pipeline calls.
+    """
 
     def __init__(self, model: DistributedModelParallel, config: OptimizerConfig, total_steps: int) -> None:
         self.config, self.total_steps, self.factor = config, total_steps, 0.0
         self.sparse = model.fused_optimizer
-        self.dense = KeyedOptimizerWrapper(
-            dict(_dense_parameters(model)),
-            lambda parameters: ClippedAdamW(
-                _decay_groups(parameters, config.weight_decay),
-                clip_norm=config.clip_norm,
-                lr=config.learning_rate,
-                betas=(0.9, config.beta2),
-            ),
+        parameters = dict(_dense_parameters(model))
+        self.dense = _dense_optimizers(parameters, config)
+        self.combined = DenseSteps(
+            self.sparse, self.dense, parameters, clip_norm=config.clip_norm, accumulate=config.accumulate
         )
-        self.combined = CombinedOptimizer([("sparse", self.sparse), ("dense", self.dense)])
 
     def make_states(self) -> None:
-        """Let AdamW make its moments now, not at the first step, so that a checkpoint can be loaded into them.
+        """Let the optimizers make their moments now, not at the first step, so that a checkpoint can fill them.
 
-        It takes a step on a zero gradient, which decays weights: load the parameters afterwards.
+        They take a step on a zero gradient, which decays weights: load the parameters afterwards.
         """
-        self.dense.init_state()
-        self.dense.zero_grad()
+        for optimizer in self.dense.values():
+            optimizer.init_state()
+            optimizer.zero_grad()
+        self.combined.make_pending()
+
+    def state(self) -> dict[str, Any]:
+        """The states of all optimizers, and gradients that wait for a step, as live tensors."""
+        states = {f"{name}_optimizer": optimizer.state_dict()["state"] for name, optimizer in self.dense.items()}
+        return {
+            "sparse_optimizer": self.sparse.state_dict()["state"],
+            **states,
+            **({"pending_gradients": self.combined.make_pending()} if self.config.accumulate > 1 else {}),
+        }
 
     def set_rates(self, step: int) -> None:
-        """Set both learning rates for a step (0-based) to `factor` times the configured ones."""
+        """Set all learning rates for a step (0-based) to `factor` times the configured ones."""
         self.factor = schedule_factor(step, self.total_steps, self.config)
-        for optimizer, rate in (
-            (self.dense, self.config.learning_rate),
-            (self.sparse, self.config.sparse_learning_rate),
-        ):
+        self.combined.batch = step
+        rates = {"dense": self.config.learning_rate, "matrices": self.config.muon_learning_rate}
+        for name, optimizer in (("sparse", self.sparse), *self.dense.items()):
             for group in optimizer.param_groups:
-                group["lr"] = rate * self.factor
+                group["lr"] = rates.get(name, self.config.sparse_learning_rate) * self.factor
+
+
+class DenseSteps(CombinedOptimizer):
+    """Steps the dense optimizers every `accumulate` batches, on the mean of their gradients, clipped as a whole.
+
+    The pipeline calls `zero_grad` before each backward and `step` right after it: there is no other place for either.
+
+    Attributes:
+        batch: number of the batch at hand, from 0; set before each.
+    """
+
+    def __init__(
+        self,
+        sparse: KeyedOptimizer,
+        dense: Mapping[str, KeyedOptimizer],
+        parameters: dict[str, nn.Parameter],
+        *,
+        clip_norm: float,
+        accumulate: int,
+    ) -> None:
+        super().__init__([("sparse", sparse), *dense.items()])
+        self.sparse, self.dense, self.dense_parameters = sparse, dense, parameters
+        self.clip_norm, self.accumulate, self.batch = clip_norm, accumulate, 0
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Forget the dense gradients, unless they are being gathered."""
+        self.sparse.zero_grad(set_to_none)  # hands the tables their rate
+        if self.batch % self.accumulate == 0:
+            for optimizer in self.dense.values():
+                optimizer.zero_grad(set_to_none)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """Step the dense optimizers after the last batch of `accumulate`."""
+        self.sparse.step(closure)
+        if (self.batch + 1) % self.accumulate:
+            return
+        gradients = [parameter.grad for parameter in self.dense_parameters.values() if parameter.grad is not None]
+        if self.accumulate > 1:
+            torch._foreach_div_(gradients, self.accumulate)
+        if self.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(list(self.dense_parameters.values()), self.clip_norm)
+        for optimizer in self.dense.values():
+            optimizer.step(closure)
+
+    def make_pending(self) -> dict[str, Tensor]:
+        """The gradients gathered so far by parameter name, made where there are none yet."""
+        for parameter in self.dense_parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return {name: parameter.grad for name, parameter in self.dense_parameters.items() if parameter.grad is not None}
 
 
 def schedule_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
@@ -76,6 +129,28 @@ def schedule_factor(step: int, total_steps: int, config: OptimizerConfig) -> flo
 def _dense_parameters(model: DistributedModelParallel) -> list[tuple[str, nn.Parameter]]:
     tables = set(model.fused_optimizer.params)
     return [(name, parameter) for name, parameter in model.named_parameters() if name not in tables]
+
+
+def _dense_optimizers(parameters: dict[str, nn.Parameter], config: OptimizerConfig) -> dict[str, KeyedOptimizerWrapper]:
+    by_muon = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if config.dense == "muon" and BLOCKS in name and name.endswith("weight") and parameter.dim() == 2
+    }
+    rest = {name: parameter for name, parameter in parameters.items() if name not in by_muon}
+
+    def adamw(own: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            _decay_groups(own, config.weight_decay), lr=config.learning_rate, betas=(0.9, config.beta2)
+        )
+
+    def muon(own: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Muon(own, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+
+    optimizers = {"dense": KeyedOptimizerWrapper(rest, adamw)}
+    if by_muon:
+        optimizers["matrices"] = KeyedOptimizerWrapper(by_muon, muon)
+    return optimizers
 
 
 def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -41,7 +41,15 @@ from trainer.loop import Progress, Trainer
 from trainer.optimizers import Optimizers
 from trainer.telemetry import Telemetry
 
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "metrics.json", "report.html", "checkpoints", "tensorboard")
+_RUN_FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "metrics.json",
+    "report.html",
+    "ranks.parquet",
+    "checkpoints",
+    "tensorboard",
+)
 """All that a run folder may hold: what starting anew removes, and nothing else."""
 
 _MAY_CHANGE_ON_RESUME = {

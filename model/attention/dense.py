@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.attention.dropout import Dropout
+from model.attention.mask import Mask
 from model.biases import ScoreBiases, log_buckets
 
 
@@ -20,38 +22,53 @@ def attend(
     q_LHE: Tensor,
     k_LHE: Tensor,
     v_LHF: Tensor,
-    offsets: Tensor,
+    mask: Mask,
     biases: ScoreBiases,
     kind: str,
     scale: float,
     normaliser_L: Tensor | None,
+    soft_cap: float,
+    dropout: Dropout | None,
 ) -> Tensor:
-    """See `model.attention.attention`."""
+    """See `model.attention.attention`. Half precision is computed in float32."""
+    wide = torch.promote_types(q_LHE.dtype, torch.float32)
+    q, k, v = (x.to(wide) for x in (q_LHE, k_LHE, v_LHF))
     parts = []
-    bounds = offsets.tolist()
+    bounds = mask.offsets.tolist()
     for start, stop in itertools.pairwise(bounds):
         user = slice(start, stop)
-        scores_Hnn = torch.einsum("ihe,jhe->hij", q_LHE[user], k_LHE[user]) * scale + _bias(biases, user, q_LHE.dtype)
-        future = torch.ones_like(scores_Hnn, dtype=torch.bool).triu(1)
+        token_n = torch.arange(start, stop, device=q.device)
+        visible_nn = mask.visible(token_n[:, None], token_n[None, :])
+        scores_Hnn = torch.einsum("ihe,jhe->hij", q[user], k[user]) * scale + _bias(biases, token_n, wide)
+        if soft_cap:
+            scores_Hnn = soft_cap * torch.tanh(scores_Hnn / soft_cap)
         if kind == "softmax":
-            weights_Hnn = torch.softmax(scores_Hnn.masked_fill(future, -torch.inf), dim=-1)
+            weights_Hnn = torch.softmax(scores_Hnn.masked_fill(~visible_nn, -torch.inf), dim=-1)
         else:
             assert normaliser_L is not None
-            weights_Hnn = F.silu(scores_Hnn).masked_fill(future, 0.0) / normaliser_L[user, None]
-        parts.append(torch.einsum("hij,jhf->ihf", weights_Hnn, v_LHF[user]))
-    parts.append(v_LHF[bounds[-1] :] * 0.0)
-    return torch.cat(parts)
+            weights_Hnn = F.silu(scores_Hnn).masked_fill(~visible_nn, 0.0) / normaliser_L[user, None].to(wide)
+        if dropout is not None:
+            head_H11 = torch.arange(q.shape[1], device=q.device)[:, None, None]
+            kept_Hnn = dropout.keep(head_H11, token_n[:, None], token_n[None, :])
+            weights_Hnn = weights_Hnn * kept_Hnn / (1 - dropout.probability)
+        parts.append(torch.einsum("hij,jhf->ihf", weights_Hnn, v[user]))
+    parts.append(v[bounds[-1] :] * 0.0)
+    return torch.cat(parts).to(q_LHE.dtype)
 
 
-def _bias(biases: ScoreBiases, user: slice, dtype: torch.dtype) -> Tensor | float:
+def _bias(biases: ScoreBiases, token_n: Tensor, dtype: torch.dtype) -> Tensor | float:
     """All biases of one user's pairs, [H, n, n] or broadcastable to it."""
     total: Tensor | float = 0.0
+    distance_nn = token_n[:, None] - token_n[None, :]
     if biases.slopes_H is not None:
-        place = torch.arange(user.stop - user.start, device=biases.slopes_H.device)
-        total = total - biases.slopes_H.to(dtype)[:, None, None] * (place[:, None] - place[None, :])
+        total = total - biases.slopes_H.to(dtype)[:, None, None] * distance_nn
+    if biases.position is not None:
+        table_HP = biases.position.table_HP.to(dtype)
+        total = total + table_HP[:, distance_nn.clamp(0, table_HP.shape[1] - 1)]
     if biases.time is not None:
-        elapsed = biases.time.query_times_L[user, None] - biases.time.key_times_L[None, user]
-        total = total + biases.time.table_HT[:, log_buckets(elapsed, biases.time.table_HT.shape[1]).long()]
+        table_HT = biases.time.table_HT.to(dtype)
+        elapsed_nn = biases.time.query_times_L[token_n, None] - biases.time.key_times_L[None, token_n]
+        total = total + table_HT[:, log_buckets(elapsed_nn, table_HT.shape[1]).long()]
     for bias in biases.by_key:
-        total = total + bias.table_HK[:, None, bias.buckets_L[user]]
+        total = total + bias.table_HK.to(dtype)[:, None, bias.buckets_L[token_n]]
     return total

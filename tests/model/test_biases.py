@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.biases import BiasTables, alibi_slopes, describe_tokens, log_buckets
+from model.biases import BiasTables, PositionBias, alibi_slopes, bucket_edges, describe_tokens, log_buckets
 from model.config import BiasConfig
 
 
@@ -27,6 +27,16 @@ def test_log_buckets_leave_their_input_alone() -> None:
     seconds = torch.tensor([5, 0, 77], dtype=torch.int32)
     log_buckets(seconds, 64)
     assert seconds.tolist() == [5, 0, 77]
+
+
+@pytest.mark.parametrize("buckets", [2, 5, 50, 63])
+def test_edges_are_where_buckets_begin(buckets: int) -> None:
+    """`log_buckets` of an edge reaches the bucket, a second less does not; bucket 1 is empty and begins with 2."""
+    edges, bucket = bucket_edges(buckets), torch.arange(buckets)
+    assert (edges.diff() >= 0).all()
+    assert (log_buckets(edges, buckets) >= bucket).all()
+    assert (log_buckets(edges[1:] - 1, buckets) < bucket[1:]).all()
+    assert edges[:5].tolist() == [0, 2, 2, 3, 4][:buckets]
 
 
 def test_slopes_are_geometric() -> None:
@@ -54,3 +64,15 @@ def test_what_is_switched_off_has_no_parameter() -> None:
     off = BiasTables(BiasConfig(alibi=False, time=False, duration=False, organic=False), 2)
     assert not list(off.parameters())
     assert off.slopes_H is None
+
+
+def test_positions_are_learned_on_demand() -> None:
+    tables = BiasTables(BiasConfig(position=True, position_buckets=7), 3)
+    assert tables.position_HP is not None
+    assert torch.equal(tables.position_HP, torch.zeros(3, 7))
+    times = torch.zeros(4, dtype=torch.int64)
+    tokens = describe_tokens(BiasConfig(), torch.tensor([0, 4]), times, times, times, times)
+    position = tables(tokens).position
+    assert isinstance(position, PositionBias)
+    assert position.table_HP is tables.position_HP
+    assert BiasTables(BiasConfig(), 3)(tokens).position is None

@@ -1,10 +1,21 @@
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from common.config import resolve, to_yaml
+import pytest
+import yaml
+
+from common.config import from_plain, resolve, to_plain, to_yaml
 from common.errors import InputError
 from model.config import AttentionConfig, BiasConfig, ModelConfig
+
+ARCHITECTURES = Path(__file__).parents[2] / "configs" / "architectures"
+
+
+def faults_of(*overrides: str) -> tuple[str, ...]:
+    with pytest.raises(InputError) as caught:
+        resolve(ModelConfig, "train", None, overrides)
+    return caught.value.faults
 
 
 def test_combinations_without_meaning_are_refused_with_the_reason() -> None:
@@ -22,3 +33,66 @@ def test_reads_from_a_command_line_with_all_faults_at_once() -> None:
     with pytest.raises(InputError) as caught:
         resolve(ModelConfig, "train", None, ["attention.kind=sofmax", "heads=0", "biases.tim=1"])
     assert len(caught.value.faults) == 3
+
+
+@pytest.mark.parametrize(("backend", "kind", "other"), [("flex", "softmax", "silu"), ("triton", "silu", "softmax")])
+def test_a_backend_of_one_kind_refuses_the_other(backend: str, kind: str, other: str) -> None:
+    assert AttentionConfig(backend=backend, kind=kind).backend == backend
+    (fault,) = faults_of(f"attention.backend={backend}", f"attention.kind={other}")
+    assert fault.startswith(f"attention.backend={backend} computes kind={kind} alone, not kind={other}")
+    assert "backend=jagged" in fault
+
+
+def test_flex_has_no_dropout() -> None:
+    (fault,) = faults_of("attention.backend=flex", "attention.kind=softmax", "attention.dropout=0.1")
+    assert fault.startswith("attention.dropout=0.1: backend=flex cannot drop weights")
+    for backend, kind in (("jagged", "softmax"), ("dense", "silu"), ("triton", "silu")):
+        assert AttentionConfig(backend=backend, kind=kind, dropout=0.1).dropout == 0.1
+
+
+def test_faults_of_one_group_come_together() -> None:
+    faults = faults_of(
+        "attention.backend=triton", "attention.kind=softmax", "attention.normalise_by=length", "attention.dropout=1"
+    )
+    assert [fault.split("=")[0] for fault in faults] == [
+        "attention.normalise_by",
+        "attention.backend",
+        "attention.dropout",
+    ]
+    assert len(faults_of("attention.soft_cap=-1", "attention.dropout=-0.1", "biases.position_buckets=0")) == 3
+
+
+def test_a_baseline_is_what_its_name_says() -> None:
+    """Everything that would make it something else is named at once, with the value to set."""
+    faults = faults_of("architecture=sasrec", "recompute=true", "biases.position=true")
+    wanted = ["attention.kind=softmax", "attention.scale=sqrt", "recompute=false"]
+    wanted += [f"biases.{name}=false" for name in ("alibi", "time", "duration", "organic", "position")]
+    assert [fault.rsplit("set ", 1)[1] for fault in faults] == wanted
+    settings = [f"architecture={name}" for name in ("sasrec",)] + wanted
+    assert resolve(ModelConfig, "train", None, settings).architecture == "sasrec"
+    assert faults_of(*settings, "architecture=transformer++", "head_dim_qk=31")[0].startswith("head_dim_qk=31 is odd")
+    assert resolve(ModelConfig, "train", None, [*settings, "head_dim_qk=31"]).head_dim_qk == 31
+
+
+def test_a_configuration_of_before_these_options_reads_as_it_was() -> None:
+    """Manifests of checkpoints hold the options there were."""
+    plain = to_plain(ModelConfig(width=48))
+    for name in ("architecture", "qk_norm", "residual_scale", "recompute", "transformer"):
+        del plain[name]
+    for name in ("soft_cap", "dropout"):
+        del plain["attention"][name]
+    del plain["biases"]["position"], plain["biases"]["position_buckets"]
+    assert from_plain(ModelConfig, plain, "manifest.json") == ModelConfig(width=48)
+
+
+@pytest.mark.parametrize("file", sorted(ARCHITECTURES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_architecture_file_is_a_configuration(file: Path) -> None:
+    sections = yaml.safe_load(file.read_text())
+    assert list(sections) == ["train"]
+    cfg = from_plain(ModelConfig, sections["train"]["model"], str(file))
+    assert cfg != ModelConfig(), "it changes something"
+
+
+def test_there_are_the_baselines() -> None:
+    names = {file.stem for file in ARCHITECTURES.glob("*.yaml")}
+    assert {"sasrec", "transformer++", "hstu-softmax", "hstu-softmax-no-biases", "hstu-no-biases"} <= names

@@ -157,6 +157,27 @@ def test_every_plan_trains_resumes_and_may_be_loaded_ahead(prepared: Prepared, t
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["optimizer.accumulate=3"],
+        ["optimizer.dense=muon", "optimizer.accumulate=2", "optimizer.weight_decay=0.01"],
+        ["model.precision=bf16", "model.recompute=true"],
+        ["model.architecture=sasrec", "model.attention.kind=softmax", "model.attention.scale=sqrt"],
+    ],
+)
+def test_every_way_of_training_learns_repeats_and_resumes(prepared: Prepared, tmp_path: Path, keys: list[str]) -> None:
+    if "model.architecture=sasrec" in keys:
+        keys = [*keys, *(f"model.biases.{bias}=false" for bias in ("alibi", "time", "duration", "organic"))]
+    assert train_here(prepared, tmp_path / "whole", *keys) == 0
+    assert losses(tmp_path / "whole")[-1] < 0.97 * losses(tmp_path / "whole")[0]
+    assert train_here(prepared, tmp_path / "cut", *keys, "max_steps=7") == 0
+    assert train_here(prepared, tmp_path / "cut", *keys, "resume=true") == 0
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    resumed, whole = parameters(tmp_path / "cut"), parameters(tmp_path / "whole")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
 def test_a_store_split_by_the_clock_is_trained_and_measured_by_its_own_split(tmp_path: Path) -> None:
     raw, store, codes, run = (tmp_path / name for name in ("raw", "store", "codes", "run"))
     small = ["users=60", "items=200", "median_history=60", "embedding_width=8", "days=20"]

@@ -27,8 +27,7 @@ def training_state(model: DistributedModelParallel, optimizers: Optimizers) -> d
     """
     return {
         "model": model.state_dict(),
-        "sparse_optimizer": optimizers.sparse.state_dict()["state"],
-        "dense_optimizer": optimizers.dense.state_dict()["state"],
+        **optimizers.state(),
     }
 
 

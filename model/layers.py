@@ -1,0 +1,87 @@
+"""What blocks of every architecture have in common.
+
+Shapes: L tokens · H heads · E width of a query or key · F width of a value · I width of all heads side by side.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.attention import attention
+from model.attention.dropout import Dropout
+from model.attention.mask import Mask
+from model.biases import ScoreBiases, Tokens
+from model.config import ModelConfig
+
+
+class QueryKeyNorm(nn.Module):
+    """Each head's query and key over their root mean square; the query then times a weight per head and column.
+
+    One weight serves both, since a score knows nothing but their product.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        """All weights one."""
+        super().__init__()
+        self.eps = cfg.norm_eps
+        # Flat, so that optimizers take it for the vector that it is: no weight decay, no orthogonalisation.
+        self.weight_I = nn.Parameter(torch.ones(cfg.heads * cfg.head_dim_qk))
+
+    def forward(self, q_LHE: Tensor, k_LHE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The query over its root mean square, the same times the weight, the key over its root mean square."""
+        shape = q_LHE.shape[2:]
+        normed_LHE = F.rms_norm(q_LHE, shape, eps=self.eps)
+        return normed_LHE, normed_LHE * self.weight_I.view(q_LHE.shape[1:]), F.rms_norm(k_LHE, shape, eps=self.eps)
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer at the end of a branch, its result times a learned number where the configuration asks for one.
+
+    The number begins at 1/√(2 · blocks): the sum of all branches then begins about as large as one branch alone,
+    however many blocks there are.
+    """
+
+    def __init__(self, inputs: int, cfg: ModelConfig, *, bias: bool = True) -> None:
+        """From `inputs` columns to the width of the residual stream."""
+        super().__init__(inputs, cfg.width, bias=bias)
+        self.scale_1 = nn.Parameter(torch.tensor([(2.0 * cfg.blocks) ** -0.5])) if cfg.residual_scale else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[L, inputs] → [L, D]."""
+        if self.scale_1 is None:
+            return super().forward(input)
+        # On the weights, not on the result, which would have to be kept for the number's gradient.
+        return F.linear(input, self.weight * self.scale_1, None if self.bias is None else self.bias * self.scale_1)
+
+
+def gather(
+    cfg: ModelConfig,
+    q_LHE: Tensor,
+    k_LHE: Tensor,
+    v_LHF: Tensor,
+    tokens: Tokens,
+    biases: ScoreBiases,
+    normaliser_L: Tensor | None,
+    *,
+    training: bool,
+) -> Tensor:
+    """Attention as it is configured, [L, H, F]; what is dropped follows from torch's CPU generator."""
+    options = cfg.attention
+    dropout = None
+    if training and options.dropout > 0:
+        dropout = Dropout(options.dropout, int(torch.randint(2**31 - 1, ())))
+    return attention(
+        q_LHE,
+        k_LHE,
+        v_LHF,
+        Mask(tokens.offsets),
+        biases,
+        backend=options.backend,
+        kind=options.kind,
+        scale=cfg.head_dim_qk**-0.5 if options.scale == "sqrt" else 1.0,
+        normaliser_L=normaliser_L,
+        soft_cap=options.soft_cap,
+        dropout=dropout,
+    )

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks import ablate
+from benchmarks.ablate import Difference, compare, picture
+from tests.conftest import Prepared
+
+
+def test_a_difference_is_found_only_where_there_is_one() -> None:
+    random = np.random.default_rng(0)
+    users = random.random((3, 400))  # how hard each user is, for all variants alike
+    scores = {
+        "first": users,
+        "same": users + 0.05 * random.normal(size=users.shape),
+        "better": users + 0.02 + 0.05 * random.normal(size=users.shape),
+    }
+    first, same, better = compare(scores)
+    assert (first.difference, first.low, first.high) == (0.0, 0.0, 0.0)
+    assert same.low < 0 < same.high
+    assert 0 < better.low < better.difference < better.high
+    assert better.difference == pytest.approx(0.02, abs=0.01)
+    # Paired: the spread of users, far larger than the difference, does not count.
+    assert better.high - better.low < 0.02
+
+
+def test_the_picture_shows_every_variant() -> None:
+    shown = [Difference("a < b", 0.1, 0.0, 0.0, 0.0), Difference("worse", 0.05, -0.05, -0.07, -0.02)]
+    root = ElementTree.fromstring(picture(shown))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a < b", "worse"} <= set(texts)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 2
+
+
+def test_variants_are_trained_compared_and_not_trained_again(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ablate, "RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.harness.RESULTS", tmp_path)
+    small = {"model": {"width": 16, "max_history": 16}, "batch": {"tokens": 256, "bins": 1}, "epochs": 2}
+    config = tmp_path / "base.yaml"
+    config.write_text(yaml.safe_dump({"train": {"store": str(prepared.store), "codes": str(prepared.codes), **small}}))
+    plan = {
+        "config": str(config),
+        "runs": str(tmp_path / "runs"),
+        "ranks": 1,
+        "seeds": [0],
+        "keys": [],
+        "variants": {"plain": [], "no time": ["model.biases.time=false"]},
+    }
+    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(plan))
+    assert ablate.main(["--config", str(tmp_path / "pair.yaml")]) == 0
+    kept = json.loads((tmp_path / "ablate-pair.json").read_text())
+    assert kept["figures"].keys() == {"plain", "no time"}
+    assert "| no time |" in (tmp_path / "ablate-pair.md").read_text()
+    assert (tmp_path / "ablate-pair.svg").is_file()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("ranks.parquet")}
+    assert len(before) == 2
+    assert ablate.main(["--config", str(tmp_path / "pair.yaml")]) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "NDCG@10" in capsys.readouterr().out
