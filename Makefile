@@ -43,6 +43,8 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) -m benchmarks.data --quick
+	$(RUN) -m benchmarks.attention --quick
+	$(RUN) -m benchmarks.activations --quick
 
 gpu-check: $(STAMP)
 	$(RUN) -m benchmarks.gpu_check
