@@ -97,6 +97,9 @@ class Distances:
         return torch.stack(sums).to(self.table_HP.dtype)
 
 
+_FEW_KEYS_A_BUCKET = 4
+
+
 @dataclass(frozen=True)
 class Times:
     """The clocks of one group, int32 seconds since each user's first event.
@@ -179,7 +182,9 @@ class Part:
         return scores
 
     def mask_(self, x: Tensor, start: int, value: float) -> Tensor:
-        """Put `value` in the future of a block's queries: only its last columns reach there."""
+        """Put `value`, 0 or -inf, in the future of a block's queries: only its last columns reach there."""
+        if value == 0.0:
+            return x.tril_(start)
         corner = x[:, :, start:]
         corner.masked_fill_(_future(corner.shape[1], x.device), value)
         return x
@@ -238,7 +243,7 @@ class Part:
         """Add the sums over the pairs of each bucket."""
         assert self.times is not None
         heads, buckets = grad_HT.shape
-        if not self.times.ordered:
+        if not self.times.ordered or stop < _FEW_KEYS_A_BUCKET * buckets:  # few keys are sooner counted than searched
             pairs = self.times.buckets(start, stop, buckets)
             for grad_T, grad_pairs in zip(grad_HT, grad_scores.view(heads, -1), strict=True):
                 grad_T += torch.bincount(pairs, grad_pairs, buckets)

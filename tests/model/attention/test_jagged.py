@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from model.attention import jagged_layout
+from model.attention import jagged_blocks, jagged_layout
 from model.attention.jagged_layout import QUERY_BLOCK
 from model.biases import KeyBias
 from tests.model.attention.strategies import KINDS, Case, cases, worst_error
@@ -71,6 +71,13 @@ def test_equals_the_oracle(case: Case) -> None:
     assert_equals_oracle(case, 1e-10)
 
 
+@pytest.fixture(params=[0, 4])
+def keys_a_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """0: time gradients are searched for however few the keys; 4: as in use, few keys are counted."""
+    monkeypatch.setattr(jagged_blocks, "_FEW_KEYS_A_BUCKET", request.param)
+    return int(request.param)
+
+
 @settings(deadline=None, max_examples=30)
 @given(case=cases(dtype=torch.float32))
 def test_equals_the_oracle_in_float32(case: Case) -> None:
@@ -101,6 +108,7 @@ def test_equals_the_oracle_beyond_a_block(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("keys_a_bucket")
 def test_equals_the_oracle_on_a_long_history(kind: str) -> None:
     """Beside others, in blocks of more queries than short ones take."""
     case = Case([700, 5, 690], kind=kind, dtype=torch.float32, width_qk=8, positions=300)
@@ -139,6 +147,7 @@ def test_unsorted_times_and_far_apart_ones(kind: str) -> None:
 
 @pytest.mark.parametrize("buckets", [2, 9, 33])
 @pytest.mark.parametrize("span", [1, 40, 10**7, 2**31 - 10])
+@pytest.mark.usefixtures("keys_a_bucket")
 def test_sums_over_time_buckets_with_few_buckets_and_any_span(buckets: int, span: int) -> None:
     """Times in order, queries before and after their keys, up to what int32 tells apart."""
     case = Case([70, 33, 1, 2 * QUERY_BLOCK], padding=2)
