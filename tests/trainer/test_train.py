@@ -178,6 +178,13 @@ def test_every_way_of_training_learns_repeats_and_resumes(prepared: Prepared, tm
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+def test_periods_in_which_nothing_happens_are_passed_over(prepared: Prepared, tmp_path: Path) -> None:
+    keys = ["batch.windows=stream", "batch.period_seconds=60", "epochs=60", "validate_every=100"]
+    assert train_here(prepared, tmp_path / "run", *keys) == 0
+    epochs = {record["epoch"] for record in records(tmp_path / "run", "train")}
+    assert 2 < len(epochs) < 60
+
+
 def test_a_store_split_by_the_clock_is_trained_and_measured_by_its_own_split(tmp_path: Path) -> None:
     raw, store, codes, run = (tmp_path / name for name in ("raw", "store", "codes", "run"))
     small = ["users=60", "items=200", "median_history=60", "embedding_width=8", "days=20"]
