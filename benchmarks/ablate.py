@@ -2,9 +2,10 @@
 
     python -m benchmarks.ablate --config configs/ablations/movielens-100k.yaml
 
-Trains and evaluates every variant with every seed (what is finished is kept), and gives the difference of NDCG@10 to
-the first variant with an interval from a paired bootstrap: users are drawn anew, and seeds within them, the same for
-both sides. Writes `benchmarks/results/ablate-NAME.json`, `.md` and a picture, `.svg`.
+Trains every variant with every seed and evaluates it (what is finished is kept), on the validation events, by which
+choices are made, and on the test events, which tell what the choices are worth. The difference of a variant to the
+first has an interval from a paired bootstrap: users are drawn anew, and seeds within them, the same for both sides.
+Writes `benchmarks/results/ablate-NAME.json`, `.md` and a picture, `.svg`.
 
 S seeds · U users asked.
 """
@@ -15,11 +16,12 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,22 +29,40 @@ import yaml
 
 from benchmarks.harness import RESULTS, ROOT, commit, machine, table, write_page
 from common.progress import Progress
-from evaluation.metrics import ndcg
+from evaluation.evaluate import output_path
+from evaluation.metrics import hit, ndcg
 
 SAMPLES = 2000
 DEPTH = 10
+METRICS = {"ndcg": ndcg, "hr": hit}
+COLOURS = {"validation": "#2462c8", "test": "#b06a10"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compare, as the YAML file says."""
+    """What to compare, as the YAML file says.
+
+    Args:
+        config: file with the section `train`.
+        runs: folder of the runs.
+        seeds: of training.
+        keys: overrides of all variants.
+        variants: name → overrides; the first is what the others are compared with.
+        ranks: processes of one training.
+        at_once: runs side by side, each with one thread a rank.
+        metric: ndcg or hr, at 10.
+        events: what the runs are evaluated on: validation, test, or both.
+    """
 
     config: str
     runs: str
-    ranks: int
     seeds: list[int]
-    keys: list[str]
     variants: dict[str, list[str]]
+    keys: list[str] = field(default_factory=list)
+    ranks: int = 1
+    at_once: int = 1
+    metric: str = "ndcg"
+    events: list[str] = field(default_factory=lambda: ["validation", "test"])
 
     def folder(self, variant: str, seed: int) -> Path:
         """The run of one variant and seed."""
@@ -52,9 +72,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Difference:
-    """One variant beside the first: NDCG@10, its difference, and the 95% interval of that."""
+    """One variant beside the first on some events: the metric, its difference, and the 95% interval of that."""
 
     name: str
+    events: str
     value: float
     difference: float
     low: float
@@ -67,43 +88,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="which variants, see configs/ablations")
     given = parser.parse_args(argv)
     plan = Plan(**yaml.safe_load(given.config.read_text(encoding="utf-8")))
-    with Progress("ablate", len(plan.variants) * len(plan.seeds), "runs") as progress:
-        for variant in plan.variants:
-            for seed in plan.seeds:
-                run(plan, variant, seed)
-                progress.advance(1, note=variant)
-    scores = {variant: scores_of(plan, variant) for variant in plan.variants}
-    differences = compare(scores)
-    write(f"ablate-{given.config.stem}", plan, differences)
+    start = time.monotonic()
+    # A seed after the other, so that an early stop leaves all variants with equally many.
+    runs = [(variant, seed) for seed in plan.seeds for variant in plan.variants]
+    with ThreadPoolExecutor(plan.at_once) as pool, Progress("ablate", len(runs), "runs") as progress:
+        futures = {pool.submit(run, plan, *one): one for one in runs}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                progress.advance(1, note=futures[future][0])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    differences = [
+        one
+        for events in plan.events
+        for one in compare({variant: scores_of(plan, variant, events) for variant in plan.variants}, events)
+    ]
+    write(given.config, plan, differences, time.monotonic() - start)
     return 0
 
 
 def run(plan: Plan, variant: str, seed: int) -> None:
-    """Train and evaluate one variant with one seed, unless that has been done."""
+    """Train and evaluate one variant with one seed, as far as that has not been done."""
     folder = plan.folder(variant, seed)
-    if (folder / "ranks.parquet").exists():
-        return
-    keys = [f"run={folder}", f"seed={seed}", "overwrite=true", *plan.keys, *plan.variants[variant]]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(plan.ranks)]
+    missing = [events for events in plan.events if not output_path(folder, "ranks.parquet", events).exists()]
+    if len(missing) == len(plan.events):
+        keys = [f"run={folder}", f"seed={seed}", "overwrite=true", *plan.keys, *plan.variants[variant]]
+        launch = ["-m"]
+        if plan.ranks > 1:
+            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(plan.ranks), "-m"]
+        _call([*launch, "trainer.train", "--config", plan.config, *keys])
+    for events in missing:
+        _call(["-m", "evaluation.evaluate", f"run={folder}", f"events={events}", "bootstrap=1"])
+
+
+def _call(arguments: list[str]) -> None:
+    command = [sys.executable, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for command in (
-        [*launch, "-m", "trainer.train", "--config", plan.config, *keys],
-        ["-m", "evaluation.evaluate", f"run={folder}", "bootstrap=1"],
-    ):
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}\n{done.stderr[-3000:]}")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}\n{done.stderr[-3000:]}")
 
 
-def scores_of(plan: Plan, variant: str) -> np.ndarray:
-    """NDCG@10 of exact scoring, [S, U]."""
-    ranks = [pq.read_table(plan.folder(variant, seed) / "ranks.parquet")["exact"].to_numpy() for seed in plan.seeds]
-    return np.stack([ndcg(rank_U, DEPTH) for rank_U in ranks])
+def scores_of(plan: Plan, variant: str, events: str) -> np.ndarray:
+    """The metric of exact scoring, [S, U]."""
+    files = [output_path(plan.folder(variant, seed), "ranks.parquet", events) for seed in plan.seeds]
+    return np.stack([METRICS[plan.metric](pq.read_table(file)["exact"].to_numpy(), DEPTH) for file in files])
 
 
-def compare(scores: dict[str, np.ndarray], seed: int = 0) -> list[Difference]:
+def compare(scores: dict[str, np.ndarray], events: str, seed: int = 0) -> list[Difference]:
     """Each variant beside the first, with percentile intervals under resampling of users and of seeds."""
     first = next(iter(scores.values()))
     random = np.random.default_rng(seed)
@@ -114,56 +148,89 @@ def compare(scores: dict[str, np.ndarray], seed: int = 0) -> list[Difference]:
         gain_SU = own - first
         means = [gain_SU[rows].mean(axis=0)[columns].mean() for rows, columns in draws]
         low, high = np.quantile(means, [0.025, 0.975])
-        result.append(Difference(name, float(own.mean()), float(gain_SU.mean()), float(low), float(high)))
+        result.append(Difference(name, events, float(own.mean()), float(gain_SU.mean()), float(low), float(high)))
     return result
 
 
-def write(name: str, plan: Plan, differences: list[Difference]) -> None:
+def write(config: Path, plan: Plan, differences: list[Difference], seconds: float) -> None:
     """Table, figures and picture."""
-    rows: list[list[Any]] = [
-        [one.name, f"{one.value:.4f}", f"{one.difference:+.4f}", f"{one.low:+.4f} … {one.high:+.4f}"]
-        for one in differences
-    ]
-    text = table(["variant", "NDCG@10", "difference", "95% interval"], rows)
+    name, metric = f"ablate-{config.stem}", f"{plan.metric.upper()}@{DEPTH}"
+    of = {(one.name, one.events): one for one in differences}
+    rows = []
+    for variant, keys in plan.variants.items():
+        cells = []
+        for events in plan.events:
+            one = of[variant, events]
+            cells += [f"{one.value:.4f}", f"{one.difference:+.4f}", f"{one.low:+.4f} … {one.high:+.4f}"]
+        rows.append([variant, *cells, " ".join(f"`{key}`" for key in keys)])
+    head = [part for events in plan.events for part in (f"{metric}, {events}", "difference", "95% interval")]
+    text = table(["variant", *head, "keys"], rows)
     about = (
-        f"`python -m benchmarks.ablate --config configs/ablations/{name.removeprefix('ablate-')}.yaml`: {plan.config}, "
-        f"seeds {', '.join(map(str, plan.seeds))}, {plan.ranks} ranks; test events, exact scoring; the interval is "
-        "that of the difference to the first row, over users and seeds."
+        f"`python -m benchmarks.ablate --config {config}`: {plan.config}, seeds {', '.join(map(str, plan.seeds))}, "
+        f"{len(scores_of(plan, next(iter(plan.variants)), plan.events[0])[0])} users, exact scoring. An interval is "
+        "that of the difference to the first row, over users and seeds. Keys of all variants: "
+        f"{' '.join(f'`{key}`' for key in plan.keys) or 'none'}."
     )
     print(text)
-    figures = {one.name: round(one.value, 4) for one in differences}
-    seconds = {"commit": commit(), "seconds": 0}
-    write_page(name, machine() | seconds, figures, [("Variants", f"{about}\n\n{text}\n\n![differences]({name}.svg)")])
-    (RESULTS / f"{name}.svg").write_text(picture(differences), encoding="utf-8")
+    figures = {f"{one.name}, {one.events}": round(one.value, 4) for one in differences}
+    about_run = machine() | {"commit": commit(), "seconds": round(seconds)}
+    write_page(name, about_run, figures, [("Variants", f"{about}\n\n{text}\n\n![differences]({name}.svg)")])
+    (RESULTS / f"{name}.svg").write_text(picture(differences, metric), encoding="utf-8")
 
 
-def picture(differences: Sequence[Difference]) -> str:
-    """The differences and their intervals as an SVG: a row a variant, zero in the middle."""
-    width, left, row_height, top = 760, 260, 26, 30
+def picture(differences: Sequence[Difference], metric: str) -> str:
+    """The differences and their intervals as an SVG: a row a variant, a colour for each kind of events."""
+    width, left, row_height, top = 820, 270, 30, 46
     reach = max([abs(bound) for one in differences for bound in (one.low, one.high)] + [1e-6]) * 1.1
+    variants = list(dict.fromkeys(one.name for one in differences))
+    shown = list(dict.fromkeys(one.events for one in differences))
 
     def x(value: float) -> float:
         return left + (width - left - 20) * (value + reach) / (2 * reach)
 
-    height = top + row_height * len(differences) + 30
+    bottom = top + row_height * len(variants)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 46}" font-family="sans-serif" '
         'font-size="13">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{top - 10}" y2="{height - 28}" stroke="#999"/>',
-        f'<text x="{x(0):.1f}" y="{height - 10}" text-anchor="middle">difference of NDCG@{DEPTH}, 95% interval</text>',
+        f'<rect width="{width}" height="{bottom + 46}" fill="white"/>',
     ]
-    for place, one in enumerate(differences):
-        y = top + row_height * place + 8
-        colour = "#2462c8" if one.low > 0 else "#c8242e" if one.high < 0 else "#666"
+    for place, events in enumerate(shown):
+        at = left + 130 * place
         parts += [
-            f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(one.name)}</text>',
+            f'<circle cx="{at}" cy="16" r="4" fill="{COLOURS[events]}"/>',
+            f'<text x="{at + 10}" y="20">{events} events</text>',
+        ]
+    for tick in _ticks(reach):
+        parts += [
+            f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top - 12}" y2="{bottom}" '
+            f'stroke="{"#777" if tick == 0 else "#ddd"}"/>',
+            f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle" fill="#555">{tick:+g}</text>',
+        ]
+    parts += [
+        f'<text x="{left - 10}" y="{top + row_height * row + 8}" text-anchor="end">{escape(name)}</text>'
+        for row, name in enumerate(variants)
+    ]
+    for one in differences:
+        y = top + row_height * variants.index(one.name) + 4 + 9 * (shown.index(one.events) - (len(shown) - 1) / 2)
+        colour = COLOURS[one.events]
+        parts += [
             f'<line x1="{x(one.low):.1f}" x2="{x(one.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
             'stroke-width="2"/>',
-            f'<circle cx="{x(one.difference):.1f}" cy="{y}" r="4" fill="{colour}"/>',
-            f"<title>{escape(one.name)}: {one.difference:+.4f}</title>",
+            f'<circle cx="{x(one.difference):.1f}" cy="{y}" r="4" fill="{colour}">'
+            f"<title>{escape(one.name)}, {one.events}: {one.difference:+.4f}</title></circle>",
         ]
+    parts.append(
+        f'<text x="{x(0):.1f}" y="{bottom + 36}" text-anchor="middle">difference of {metric}, 95% interval</text>'
+    )
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _ticks(reach: float) -> list[float]:
+    """Round places from -reach to reach, zero among them."""
+    step = 10.0 ** np.floor(np.log10(reach))
+    step = next(size for size in (0.2 * step, 0.5 * step, step, 2 * step) if reach / size <= 6)
+    count = int(reach / step)
+    return [round(step * place, 10) for place in range(-count, count + 1)]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Measure a trained run on the held-out test events: `python -m evaluation.evaluate --config FILE run=runs/NAME`
+"""Measure a trained run on held-out events: `python -m evaluation.evaluate --config FILE run=runs/NAME`
 
 Under torchrun the users are spread over the ranks. Writes `metrics.json`, a self-contained `report.html`, and
 `ranks.parquet`, which says for every user where each engine put the item asked for, into the run folder: two runs are
-compared user by user.
+compared user by user. With `events=validation`, on which choices may be made, the files are `metrics-validation.json`
+and so on.
 """
 
 from __future__ import annotations
@@ -38,7 +39,14 @@ from serving.index import FaissEngine
 from serving.popular import MostPopularEngine
 from sharding.world import World, open_world
 
-RANKS_FILE = "ranks.parquet"
+
+def output_path(run: Path, file: str, events: str) -> Path:
+    """Where `file` of an evaluation on those events lies."""
+    name = Path(file)
+    return run / (file if events == "test" else f"{name.stem}-{events}{name.suffix}")
+
+
+FILES = ("ranks.parquet", "metrics.json", "report.html")
 
 
 @dataclass
@@ -47,6 +55,7 @@ class EvaluateConfig:
 
     run: str = option(REQUIRED, "folder of the trained run; metrics.json and report.html go there")
     checkpoint: str = option("best", "best (by validation), latest, or the name of one, e.g. step-00000120")
+    events: str = option("test", "the held-out events to ask for", choices=("test", "validation"))
     store: str = option("", "event store, if it has moved since training")
     codes: str = option("", "code table, if it has moved since training")
     tokens: int = option(4096, "token budget of a batch, a rank", minimum=1)
@@ -75,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         checkpoints.check_belongs(manifest, checkpoint, store, codes)
         model = checkpoints.load_model(checkpoint, world)
         tower = model.module.tower
-        loader = _test_loader(config, store, codes, tower.cfg, world)
+        loader = _request_loader(config, store, codes, tower.cfg, world)
         catalogue = ranked_catalogue(codes, world.device)
         engines: list[Engine] = [
             ExactEngine(tower.heads, CodeTrie.of(codes), catalogue),
@@ -87,27 +96,30 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         summary = summarise(result, config, manifest, store)
         if world.is_main:
             strata = strata_by_engine(result, codes.training_plays_N)
-            # Both files or none: the page is made before either is written.
-            report = render_report(run, summary, strata, codes.manifest.diagnostics)
-            write_ranks(run / RANKS_FILE, result)
-            write_json_atomically(run / "metrics.json", summary)
-            write_text_atomically(run / "report.html", report)
+            # All files or none: the page is made before any is written.
+            text = render_report(run, summary, strata, codes.manifest.diagnostics)
+            ranks, figures, report = (output_path(run, name, config.events) for name in FILES)
+            write_ranks(ranks, result)
+            write_json_atomically(figures, summary)
+            write_text_atomically(report, text)
             print(format_table(summary))
-            print(f"\nwritten: {run / 'metrics.json'}, {run / 'report.html'}")
+            print(f"\nwritten: {figures}, {report}")
         return summary
 
 
-def _test_loader(config: EvaluateConfig, store: EventStore, codes: CodeTable, cfg: ModelConfig, world: World) -> Loader:
-    test = store.split().test
-    if not test.asked_U.any():
+def _request_loader(
+    config: EvaluateConfig, store: EventStore, codes: CodeTable, cfg: ModelConfig, world: World
+) -> Loader:
+    held_out = getattr(store.split(), config.events)
+    if not held_out.asked_U.any():
         raise InputError(
-            f"{store.path}: its split, {store.split_config.kind}, holds out no event of any of its {store.num_users} "
-            f"users; there is nothing to evaluate"
+            f"{store.path}: its split, {store.split_config.kind}, holds out no {config.events} event of any of its "
+            f"{store.num_users} users; there is nothing to evaluate"
         )
     return Loader(
         store,
         item_features(store, codes.codes_NC, codes.codes_per_level, cfg.qr_remainders),
-        request_windows(test, cfg.max_history),
+        request_windows(held_out, cfg.max_history),
         tokens=config.tokens,
         bins=world.size,
         rank=world.rank,
@@ -130,6 +142,7 @@ def summarise(
     exact, mostpop = figures("exact"), figures("mostpop")
     return {
         "protocol": store.split_config.kind,
+        "events": config.events,
         "users": len(result.target_items_U),
         "items": store.num_items,
         "depth": result.depth,
@@ -165,7 +178,7 @@ def strata_by_engine(result: Evaluation, training_plays_N: np.ndarray) -> dict[s
 def format_table(summary: dict[str, Any]) -> str:
     """The figures as a table for a terminal: a row an engine, 95% intervals under the metrics that carry them."""
     rows = {"exact": summary, "faiss": summary["faiss"], "mostpop": summary["mostpop"]}
-    about = f"{summary['protocol']}, {summary['users']} users, {summary['items']} items"
+    about = f"{summary['protocol']}, {summary['events']} events, {summary['users']} users, {summary['items']} items"
     lines = [f"{about}, history filtered, 95% intervals over users"]
     lines.append(" " * 9 + "".join(f"{name:>14}" for name in metrics.NAMES))
     for name, figures in rows.items():

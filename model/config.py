@@ -139,6 +139,8 @@ class ModelConfig:
         "of the matrix products inside the blocks; bf16: by autocast. Weights, residual stream and loss are float32",
         choices=("float32", "bf16"),
     )
+    pooled_norm: bool = option(True, "hstu: a layer norm after attention has gathered, before the gate")
+    gate: bool = option(True, "hstu: multiply what attention gathered by U, a function of the token itself")
     recompute: bool = option(
         False, "hstu: compute norms, projections and gates anew in the backward instead of keeping them: less memory"
     )
@@ -170,6 +172,8 @@ class ModelConfig:
         needed = {
             "attention.kind": (self.attention.kind, "softmax"),
             "attention.scale": (self.attention.scale, "sqrt"),
+            "pooled_norm": (self.pooled_norm, True),
+            "gate": (self.gate, True),
             "recompute": (self.recompute, False),
             **{
                 f"biases.{name}": (getattr(self.biases, name), False)

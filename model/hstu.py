@@ -21,8 +21,8 @@ class HSTUBlock(nn.Module):
     """x + f2(dropout(norm(A(x) V(x)) ⊙ U(x))), with U, V, Q, K = split(SiLU(f1(norm(x)))).
 
     The layer norms have no weights, f1 has no bias. The norm before f1 is that of the published code; equation (1)
-    leaves it out. With `cfg.recompute` the backward is left the block's input and what attention gathered, and makes
-    the rest again.
+    leaves it out. Without `cfg.pooled_norm` the outer norm is left out, without `cfg.gate` ⊙ U(x). With `cfg.recompute`
+    the backward is left the block's input and what attention gathered, and makes the rest again.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -30,7 +30,7 @@ class HSTUBlock(nn.Module):
         super().__init__()
         self.cfg = cfg
         inner = cfg.heads * cfg.head_dim_v
-        self.widths = [inner, inner, cfg.heads * cfg.head_dim_qk, cfg.heads * cfg.head_dim_qk]
+        self.widths = [inner if cfg.gate else 0, inner, cfg.heads * cfg.head_dim_qk, cfg.heads * cfg.head_dim_qk]
         self.uvqk = nn.Linear(cfg.width, sum(self.widths), bias=False)
         self.output = ScaledLinear(inner, cfg)
         self.biases = BiasTables(cfg.biases, cfg.heads)
@@ -95,8 +95,10 @@ class HSTUBlock(nn.Module):
         """The argument of f2 in equation 3, last, and what it passes through."""
         cfg = self.cfg
         u_LI = self._heads(projected[2])[0]
-        normed_LI = F.layer_norm(gathered_LI, gathered_LI.shape[1:], eps=cfg.norm_eps)
-        gated_LI = normed_LI * u_LI
+        normed_LI = gathered_LI
+        if cfg.pooled_norm:
+            normed_LI = F.layer_norm(gathered_LI, gathered_LI.shape[1:], eps=cfg.norm_eps)
+        gated_LI = normed_LI * u_LI if cfg.gate else normed_LI
         if kept_LI is None:
             return normed_LI, F.dropout(gated_LI, cfg.dropout, self.training)
         factor_LI = kept_LI.to(gated_LI.dtype).div_(1 - cfg.dropout)

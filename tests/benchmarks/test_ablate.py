@@ -21,7 +21,7 @@ def test_a_difference_is_found_only_where_there_is_one() -> None:
         "same": users + 0.05 * random.normal(size=users.shape),
         "better": users + 0.02 + 0.05 * random.normal(size=users.shape),
     }
-    first, same, better = compare(scores)
+    first, same, better = compare(scores, "test")
     assert (first.difference, first.low, first.high) == (0.0, 0.0, 0.0)
     assert same.low < 0 < same.high
     assert 0 < better.low < better.difference < better.high
@@ -31,11 +31,15 @@ def test_a_difference_is_found_only_where_there_is_one() -> None:
 
 
 def test_the_picture_shows_every_variant() -> None:
-    shown = [Difference("a < b", 0.1, 0.0, 0.0, 0.0), Difference("worse", 0.05, -0.05, -0.07, -0.02)]
-    root = ElementTree.fromstring(picture(shown))
+    shown = [
+        Difference(name, events, 0.1, value, value - 0.02, value + 0.02)
+        for events in ("validation", "test")
+        for name, value in (("a < b", 0.0), ("worse", -0.05))
+    ]
+    root = ElementTree.fromstring(picture(shown, "HR@10"))
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"a < b", "worse"} <= set(texts)
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 2
+    assert {"a < b", "worse", "validation events", "test events", "difference of HR@10, 95% interval"} <= set(texts)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4 + 2  # and the legend
 
 
 def test_variants_are_trained_compared_and_not_trained_again(
@@ -49,19 +53,20 @@ def test_variants_are_trained_compared_and_not_trained_again(
     plan = {
         "config": str(config),
         "runs": str(tmp_path / "runs"),
-        "ranks": 1,
+        "at_once": 2,
         "seeds": [0],
-        "keys": [],
         "variants": {"plain": [], "no time": ["model.biases.time=false"]},
     }
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(plan))
     assert ablate.main(["--config", str(tmp_path / "pair.yaml")]) == 0
     kept = json.loads((tmp_path / "ablate-pair.json").read_text())
-    assert kept["figures"].keys() == {"plain", "no time"}
+    assert kept["figures"].keys() == {
+        f"{name}, {events}" for name in ("plain", "no time") for events in ("validation", "test")
+    }
     assert "| no time |" in (tmp_path / "ablate-pair.md").read_text()
     assert (tmp_path / "ablate-pair.svg").is_file()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("ranks.parquet")}
-    assert len(before) == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("ranks*.parquet")}
+    assert len(before) == 4
     assert ablate.main(["--config", str(tmp_path / "pair.yaml")]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "NDCG@10" in capsys.readouterr().out

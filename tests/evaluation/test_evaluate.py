@@ -184,7 +184,9 @@ def test_nobody_to_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     codes = tmp_path / "codes"
     assert fit.main([f"store={store.path}", f"out={codes}", "levels=3", "codes=2"]) == 0
     write_checkpoint(tmp_path / "run", store.path, codes)
-    assert "its split, leave-last-out, holds out no event of any of its 15 users" in fault(capsys, tmp_path / "run")
+    assert "leave-last-out, holds out no test event of any of its 15 users" in fault(
+        capsys, tmp_path / "run"
+    )
 
 
 @pytest.mark.parametrize("setting", ["depth=10", "bootstrap=0", "tokens=0", "depht=10"])

@@ -16,6 +16,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "qk_norm": {"qk_norm": True},
     "residual_scale": {"residual_scale": True},
     "soft_cap": {"soft_cap": 0.7},
+    "no gate": {"gate": False},
+    "no pooled norm": {"pooled_norm": False},
     "position": {"biases": BiasConfig(alibi=False, position=True, position_buckets=4)},
     "all": {
         "qk_norm": True,
@@ -104,7 +106,11 @@ def test_an_option_changes_the_outcome(kind: str, name: str) -> None:
     """A switch that is read nowhere would agree with everything above."""
     model, cfg = make("jagged", kind, **OPTIONS[name])
     plain, plain_cfg = make("jagged", kind, biases=BiasConfig(alibi=name != "position"))
-    plain.load_state_dict({key: value for key, value in model.state_dict().items() if key in plain.state_dict()})
+    common, inner = model.state_dict(), plain.blocks[0].widths[1]
+    if name == "no gate":  # U is any function of the token
+        for key in [key for key in common if "uvqk" in key]:
+            common[key] = torch.cat((torch.ones(inner, 6, dtype=torch.float64), common[key]))
+    plain.load_state_dict({key: value for key, value in common.items() if key in plain.state_dict()})
     x = torch.randn(12, 6, dtype=torch.float64)
     same = torch.allclose(model(x, make_tokens(cfg, [12], 0)), plain(x, make_tokens(plain_cfg, [12], 0)))
     assert same == (name == "plain")
