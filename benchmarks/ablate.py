@@ -52,6 +52,7 @@ class Plan:
         at_once: runs side by side, each with one thread a rank.
         metric: ndcg or hr, at 10.
         events: what the runs are evaluated on: validation, test, or both.
+        evaluate: overrides of the evaluation.
     """
 
     config: str
@@ -63,6 +64,7 @@ class Plan:
     at_once: int = 1
     metric: str = "ndcg"
     events: list[str] = field(default_factory=lambda: ["validation", "test"])
+    evaluate: list[str] = field(default_factory=list)
 
     def folder(self, variant: str, seed: int) -> Path:
         """The run of one variant and seed."""
@@ -120,7 +122,7 @@ def run(plan: Plan, variant: str, seed: int) -> None:
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(plan.ranks), "-m"]
         _call([*launch, "trainer.train", "--config", plan.config, *keys])
     for events in missing:
-        _call(["-m", "evaluation.evaluate", f"run={folder}", f"events={events}", "bootstrap=1"])
+        _call(["-m", "evaluation.evaluate", f"run={folder}", f"events={events}", "bootstrap=1", *plan.evaluate])
 
 
 def _call(arguments: list[str]) -> None:

@@ -59,6 +59,9 @@ class EvaluateConfig:
     store: str = option("", "event store, if it has moved since training")
     codes: str = option("", "code table, if it has moved since training")
     tokens: int = option(4096, "token budget of a batch, a rank", minimum=1)
+    filter_history: bool = option(
+        True, "return no item of the user's history; false where people return to what they know, as with music"
+    )
     depth: int = option(0, "length of the ranked lists; 0 is the whole catalogue", minimum=0)
     bootstrap: int = option(1000, "resamples of users for the intervals", minimum=1)
     seed: int = option(0, "of the resampling", minimum=0)
@@ -92,7 +95,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             MostPopularEngine(torch.tensor(codes.training_plays_N, device=world.device)),
         ]
         depth = config.depth or store.num_items
-        result = evaluate_windows(model, engines, loader, store, world, depth=depth, label="evaluate")
+        result = evaluate_windows(
+            model, engines, loader, store, world, depth=depth, label="evaluate", filter_history=config.filter_history
+        )
         summary = summarise(result, config, manifest, store)
         if world.is_main:
             strata = strata_by_engine(result, codes.training_plays_N)
@@ -143,6 +148,7 @@ def summarise(
     return {
         "protocol": store.split_config.kind,
         "events": config.events,
+        "filter_history": config.filter_history,
         "users": len(result.target_items_U),
         "items": store.num_items,
         "depth": result.depth,
@@ -179,7 +185,8 @@ def format_table(summary: dict[str, Any]) -> str:
     """The figures as a table for a terminal: a row an engine, 95% intervals under the metrics that carry them."""
     rows = {"exact": summary, "faiss": summary["faiss"], "mostpop": summary["mostpop"]}
     about = f"{summary['protocol']}, {summary['events']} events, {summary['users']} users, {summary['items']} items"
-    lines = [f"{about}, history filtered, 95% intervals over users"]
+    filtered = "history filtered" if summary["filter_history"] else "history not filtered"
+    lines = [f"{about}, {filtered}, 95% intervals over users"]
     lines.append(" " * 9 + "".join(f"{name:>14}" for name in metrics.NAMES))
     for name, figures in rows.items():
         lines.append(f"{name:<9}" + "".join(f"{figures[column]:>14.4f}" for column in metrics.NAMES))

@@ -78,12 +78,14 @@ def evaluate_windows(
     *,
     depth: int,
     label: str,
+    filter_history: bool = True,
 ) -> Evaluation:
     """Evaluate every window of `loader`: its inputs are what the user did, its one target is what came next.
 
     Args:
         model: called with a batch, gives (loss, output with `hidden_LD`); sharded or not. Left in the mode it had.
         depth: K; a held-out item below it counts as not found.
+        filter_history: return no item of the user's history.
     """
     windows, was_training = loader.windows(0), model.training
     model.eval()
@@ -98,7 +100,8 @@ def evaluate_windows(
                 last = batch.offsets[users + 1] - 1
                 windows_B = batch.window_index_B[users].cpu().numpy()
                 targets_B = torch.from_numpy(_held_out(windows_B, windows, store)).to(world.device)
-                query = _query(windows_B, output.hidden_LD[last], windows, store)
+                seen_B = windows.stop[windows_B] if filter_history else np.zeros_like(windows_B)
+                query = _query(windows_B, output.hidden_LD[last], seen_B, windows, store)
                 for engine in engines:
                     items_BK, _ = engine.retrieve(query, depth)
                     local.add(engine.name, items_BK, targets_B)
@@ -117,10 +120,15 @@ def _held_out(windows_B: npt.NDArray[np.int64], windows: Windows, store: EventSt
     return items_B
 
 
-def _query(windows_B: npt.NDArray[np.int64], hidden_BD: Tensor, windows: Windows, store: EventStore) -> Query:
-    """The users' vectors, and all that the request may see as seen items: the whole history, not only the window."""
+def _query(
+    windows_B: npt.NDArray[np.int64],
+    hidden_BD: Tensor,
+    seen_B: npt.NDArray[np.int64],
+    windows: Windows,
+    store: EventStore,
+) -> Query:
+    """The users' vectors, and the first `seen_B` events of each, not only those of the window, as seen items."""
     first_B = store.offsets[windows.user[windows_B]]
-    seen_B = windows.stop[windows_B]
     rows = torch.from_numpy(np.repeat(np.arange(len(windows_B)), seen_B))
     items = torch.from_numpy(store.column(ITEM)[positions_of(first_B, seen_B)].astype(np.int64))
     return Query(hidden_BD, rows.to(hidden_BD.device), items.to(hidden_BD.device))

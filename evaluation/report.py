@@ -35,13 +35,14 @@ def render_report(
     sections = [
         heading(run.name, level=1),
         note(
-            f"From each of {summary['users']:,} users the last event was held out ({summary['protocol']}). Every "
-            f"engine ranked the whole catalogue of {summary['items']:,} items, without those in the user's history; "
-            f"the higher the held-out item stands, the better. Model: checkpoint {summary['checkpoint']}, after epoch "
+            f"Of {summary['users']:,} users {summary['events']} events were held out ({summary['protocol']}). Every "
+            f"engine ranked the whole catalogue of {summary['items']:,} items, "
+            f"{'without' if summary['filter_history'] else 'with'} those in the user's history; the higher the "
+            f"held-out item stands, the better. Model: checkpoint {summary['checkpoint']}, after epoch "
             f"{summary['epoch']}, chosen without the held-out items."
         ),
         _cards(summary),
-        heading("Held-out test items"),
+        heading(f"Held-out {summary['events']} items"),
         _metric_table(summary),
         heading("Who is found"),
         side_by_side([_hit_chart(summary), _popularity_chart(strata)]),

@@ -53,7 +53,7 @@ class Manifest:
     codes: int
     dimensions: int
     embeddings: str
-    """`content` or `collaborative`."""
+    """`content`, `collaborative`, or `random`: plain item ids."""
     settings: dict[str, Any]
     """How the table was fitted."""
     counts: dict[str, int]

@@ -128,6 +128,7 @@ def evaluate_told(
     depth: int,
     tokens: int = 20,
     model: nn.Module | None = None,
+    filter_history: bool = True,
 ) -> Evaluation:
     """Evaluate `ToldEngine` on the test items of the store at `path`."""
     store = EventStore.open(path)
@@ -143,7 +144,16 @@ def evaluate_told(
         shuffle=False,
     )
     engines = [ToldEngine(scores_UN), ToldEngine(-scores_UN, "reversed")]
-    return evaluate_windows(model or WindowModel(), engines, loader, store, world, depth=depth, label="test")
+    return evaluate_windows(
+        model or WindowModel(),
+        engines,
+        loader,
+        store,
+        world,
+        depth=depth,
+        label="test",
+        filter_history=filter_history,
+    )
 
 
 def evaluate_each(world: World, cases: list[tuple[Any, ...]]) -> list[Evaluation]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -114,6 +115,24 @@ def test_it_writes_metrics_and_a_report(run: Path, prepared: Prepared, capsys: p
     assert f"{written['hr@10']:.4f}" in (run / "report.html").read_text()
 
 
+def test_validation_events_are_another_set_of_files(run: Path, prepared: Prepared) -> None:
+    assert evaluate.main([f"run={run}", "bootstrap=5", "events=validation", "filter_history=false"]) == 0
+    assert sorted(path.name for path in run.glob("*validation*")) == [
+        "metrics-validation.json",
+        "ranks-validation.parquet",
+        "report-validation.html",
+    ]
+    assert not (run / "metrics.json").exists()
+    written = json.loads((run / "metrics-validation.json").read_text())
+    assert (written["events"], written["filter_history"]) == ("validation", False)
+    store = EventStore.open(prepared.store)
+    held = store.split().validation
+    asked = store.column("item")[store.offsets[:-1] + held.start_U][held.asked_U]
+    ranks = pq.read_table(run / "ranks-validation.parquet")
+    assert ranks["item"].to_pylist() == asked.tolist()
+    assert "Held-out validation items" in (run / "report-validation.html").read_text()
+
+
 def test_it_is_deterministic_whatever_the_batches_are(run: Path) -> None:
     written = []
     for tokens in (4096, 4096, 60):
@@ -184,9 +203,7 @@ def test_nobody_to_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     codes = tmp_path / "codes"
     assert fit.main([f"store={store.path}", f"out={codes}", "levels=3", "codes=2"]) == 0
     write_checkpoint(tmp_path / "run", store.path, codes)
-    assert "leave-last-out, holds out no test event of any of its 15 users" in fault(
-        capsys, tmp_path / "run"
-    )
+    assert "leave-last-out, holds out no test event of any of its 15 users" in fault(capsys, tmp_path / "run")
 
 
 @pytest.mark.parametrize("setting", ["depth=10", "bootstrap=0", "tokens=0", "depht=10"])

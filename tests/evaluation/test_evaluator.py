@@ -70,6 +70,20 @@ def test_ranks_are_counted_among_unseen_items(world: World, tmp_path: Path) -> N
     assert result.engines["told"].items_UK[0, :3].tolist() == [8, 9, 10]
 
 
+def test_with_the_history_not_filtered_an_item_may_come_again(world: World, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", [[0, 1, 2, 3, 4, 5, 6, 7, 30], [8, 9, 1, 9]], NUM_ITEMS)
+    scores = -torch.arange(NUM_ITEMS).float().repeat(2, 1)
+    told = [
+        evaluate_told(world, store.path, random_codes(NUM_ITEMS), scores, NUM_ITEMS, filter_history=kept).engines[
+            "told"
+        ]
+        for kept in (False, True)
+    ]
+    assert told[0].rank_U.tolist() == [31, 10]
+    assert told[0].items_UK[0, :3].tolist() == [0, 1, 2]
+    assert told[1].rank_U.tolist() == [31 - 8, 0]
+
+
 def test_items_out_of_reach_are_misses(world: World, tmp_path: Path) -> None:
     """User 0's item is unknown to the codes, user 1's stands below the depth, user 2's was in the history."""
     make_store(tmp_path / "store", [[0, 1, 5], [1, 2, 6], [7, 2, 7], [3, 4, 8], [9, 9]], NUM_ITEMS)

@@ -22,6 +22,8 @@ def figures(start: float) -> dict[str, Any]:
 def summary(**changes: Any) -> dict[str, Any]:
     return {
         "protocol": "leave-last-out",
+        "events": "test",
+        "filter_history": True,
         "users": 943,
         "items": 1682,
         **figures(0.3),

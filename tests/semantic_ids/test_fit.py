@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from common.errors import InputError
 from semantic_ids.codebook import CodeTable
 from semantic_ids.embeddings import CollaborativeConfig, item_vectors, training_events
 from semantic_ids.fit import main
+from semantic_ids.item_ids import item_codes, random_codebook
 from semantic_ids.trie import CodeTrie
 
 SMALL = ["levels=2", "codes=8", "collaborative.rank=6"]
@@ -118,3 +120,21 @@ def test_out_that_is_something_else_is_not_replaced(taste_store, capsys):
     assert main([f"store={taste_store.path}", f"out={taste_store.path}", *SMALL]) == 2
     assert "exists and is not a code table" in capsys.readouterr().err
     assert (taste_store.path / "items.parquet").exists()
+
+
+def test_plain_item_ids(taste_store, tmp_path, capsys):
+    assert main([f"store={taste_store.path}", f"out={tmp_path / 'codes'}", "quantizer=item"]) == 0
+    table = CodeTable.open(tmp_path / "codes", taste_store)
+    assert table.codes_NC[:, 0].tolist() == list(range(1, 49)), "items that training has not seen have ids as well"
+    assert table.known_N.all()
+    assert (table.num_levels, table.codes_per_level) == (1, 64)
+    assert "48 distinct tuples" in capsys.readouterr().out
+    decoded = table.decode(table.codes_NC)
+    np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, rtol=1e-5)
+    assert len(CodeTrie.of(table).leaf_items) == 48
+
+
+def test_plain_item_ids_of_too_many_items():
+    with pytest.raises(InputError, match="65,536 items, and a level has at most 65,535 codes"):
+        item_codes(65536)
+    assert random_codebook(65535, 0).shape[1] == 65536
