@@ -165,21 +165,36 @@ class Part:
 
     def scores(self, start: int, stop: int) -> Tensor:
         """Scores [H*G, q, e] of the queries start … stop-1, capped, not masked."""
-        scores = self.product("scores", self.q[:, start:stop], self.k[:, :stop].transpose(1, 2))
-        if self.key_bias is not None:
-            scores += self.key_bias[:, :stop].transpose(1, 2)
-        if self.distances is not None:
-            by_distance_Hqe = self.distances.cut(self.distances.bias_HAZ, start, stop)
-            scores.view(by_distance_Hqe.shape[0], -1, stop - start, stop).add_(by_distance_Hqe[:, None])
-        if self.times is not None:
-            assert self.table_HT is not None
-            heads, buckets = self.table_HT.shape
-            by_time = self.scratch.take("other", (heads, scores.numel() // heads), scores.dtype)
-            index = self.times.buckets(start, stop, buckets).expand(heads, -1)
-            scores.view(heads, -1).add_(torch.gather(self.table_HT, 1, index, out=by_time))
+        scores = self._biases(start, stop)
+        q, k_transposed = self.q[:, start:stop], self.k[:, :stop].transpose(1, 2)
+        if scores is None:
+            scores = self.product("scores", q, k_transposed)
+        elif q.dtype == scores.dtype:
+            scores.baddbmm_(q, k_transposed)  # the sum costs nothing beside the product
+        else:
+            scores.add_(torch.bmm(q, k_transposed))
         if self.settings.soft_cap:
             scores.div_(self.settings.soft_cap).tanh_().mul_(self.settings.soft_cap)
         return scores
+
+    def _biases(self, start: int, stop: int) -> Tensor | None:
+        """What is added to the scores, [H*G, q, e], in the memory of scores; None where there is nothing."""
+        if self.times is None and self.distances is None and self.key_bias is None:
+            return None
+        heads, q, e = self.group.heads, stop - start, stop
+        biases = self.scratch.take("scores", (heads * self.group.users, q, e), self.settings.dtype)
+        if self.times is not None:
+            assert self.table_HT is not None
+            index = self.times.buckets(start, stop, self.table_HT.shape[1]).expand(heads, -1)
+            torch.gather(self.table_HT, 1, index, out=biases.view(heads, -1))
+        if self.distances is not None:
+            by_distance_Hqe = self.distances.cut(self.distances.bias_HAZ, start, stop)
+            biases_HGqe = biases.view(heads, -1, q, e)
+            (biases_HGqe.copy_ if self.times is None else biases_HGqe.add_)(by_distance_Hqe[:, None])
+        if self.key_bias is not None:
+            alone = self.times is None and self.distances is None
+            (biases.copy_ if alone else biases.add_)(self.key_bias[:, :stop].transpose(1, 2))
+        return biases
 
     def mask_(self, x: Tensor, start: int, value: float) -> Tensor:
         """Put `value`, 0 or -inf, in the future of a block's queries: only its last columns reach there."""
