@@ -29,7 +29,7 @@ from data.sequences import request_windows
 from evaluation import metrics
 from evaluation.evaluator import Evaluation, evaluate_windows
 from evaluation.report import render_report
-from model.config import ModelConfig
+from model.config import BACKENDS, ModelConfig
 from semantic_ids.codebook import CodeTable
 from semantic_ids.trie import CodeTrie
 from serving import checkpoints
@@ -59,6 +59,11 @@ class EvaluateConfig:
     store: str = option("", "event store, if it has moved since training")
     codes: str = option("", "code table, if it has moved since training")
     tokens: int = option(4096, "token budget of a batch, a rank", minimum=1)
+    attention_backend: str = option(
+        "",
+        "attention backend, if not the one of the training: jagged where a model from GPUs is evaluated on a CPU",
+        choices=("", *BACKENDS),
+    )
     filter_history: bool = option(
         True, "return no item of the user's history; false where people return to what they know, as with music"
     )
@@ -85,7 +90,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         store = EventStore.open(Path(config.store or manifest.store), verify=world.is_first_on_node)
         codes = CodeTable.open(Path(config.codes or manifest.codes), store)
         checkpoints.check_belongs(manifest, checkpoint, store, codes)
-        model = checkpoints.load_model(checkpoint, world)
+        model = checkpoints.load_model(checkpoint, world, config.attention_backend)
         tower = model.module.tower
         loader = _request_loader(config, store, codes, tower.cfg, world)
         catalogue = ranked_catalogue(codes, world.device)

@@ -8,6 +8,8 @@ from common.config import group, option
 from common.errors import InputError
 from data.schema import QR_REMAINDERS
 
+BACKENDS = ("jagged", "dense", "flex", "triton")
+
 
 @dataclass
 class AttentionConfig:
@@ -22,7 +24,7 @@ class AttentionConfig:
         "jagged",
         "jagged: grouped users, recomputed in the backward, for CPU training; dense: the obvious reference, for tests; "
         "flex: softmax on GPUs, by FlexAttention; triton: silu on GPUs, by kernels of our own",
-        choices=("jagged", "dense", "flex", "triton"),
+        choices=BACKENDS,
     )
     normalise_by: str = option(
         "max",

@@ -188,10 +188,20 @@ def load_state(state: dict[str, Any], checkpoint: Path) -> None:
         raise InputError(f"{checkpoint / STATE}: cannot be read: {' '.join(str(error).split())[:400]}") from None
 
 
-def load_model(checkpoint: Path, world: World) -> DistributedModelParallel:
-    """The trained model of a checkpoint, for inference, whatever number of ranks wrote it."""
+def load_model(checkpoint: Path, world: World, attention_backend: str = "") -> DistributedModelParallel:
+    """The trained model of a checkpoint, for inference, whatever number of ranks wrote it.
+
+    Args:
+        attention_backend: in the place of the one that it was trained with.
+
+    Raises:
+        InputError: that backend does not compute the model's kind of attention.
+    """
     manifest = read_manifest(checkpoint)
-    config = from_plain(ModelConfig, manifest.model, str(checkpoint / MANIFEST))
+    plain = manifest.model
+    if attention_backend:
+        plain = plain | {"attention": plain["attention"] | {"backend": attention_backend}}
+    config = from_plain(ModelConfig, plain, str(checkpoint / MANIFEST))
     model = build_sharded(config, Vocabulary(**manifest.vocabulary), world, seed=0)
     load_state({"model": model.state_dict()}, checkpoint)
     model.eval()

@@ -47,6 +47,9 @@ _RUN_FILES = (
     "metrics.json",
     "report.html",
     "ranks.parquet",
+    "metrics-validation.json",
+    "report-validation.html",
+    "ranks-validation.parquet",
     "checkpoints",
     "tensorboard",
 )

@@ -133,6 +133,24 @@ def test_validation_events_are_another_set_of_files(run: Path, prepared: Prepare
     assert "Held-out validation items" in (run / "report-validation.html").read_text()
 
 
+def test_a_model_trained_on_gpus_is_evaluated_on_a_cpu_by_another_backend(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([f"run={run}", "bootstrap=5"]) == 0
+    written = []
+    for backend in ("jagged", "dense"):
+        path = run / "checkpoints" / STEP / checkpoints.MANIFEST
+        manifest = json.loads(path.read_text())
+        manifest["model"]["attention"]["backend"] = "triton"
+        path.write_text(json.dumps(manifest))
+        assert evaluate.main([f"run={run}", "bootstrap=5", f"attention_backend={backend}"]) == 0
+        written.append(json.loads((run / "metrics.json").read_text()))
+    assert written[0]["ndcg@10"] == pytest.approx(written[1]["ndcg@10"], abs=1e-6)
+    for file in ("metrics.json", "report.html", "ranks.parquet"):
+        (run / file).unlink()
+    assert "or backend=jagged, which computes both" in fault(capsys, run, "attention_backend=flex")
+
+
 def test_it_is_deterministic_whatever_the_batches_are(run: Path) -> None:
     written = []
     for tokens in (4096, 4096, 60):
