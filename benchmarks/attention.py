@@ -41,6 +41,7 @@ PADDED_SCORES = 1 << 28
 CONTENDERS = {
     "jagged silu": ("silu", "ours"),
     "jagged softmax": ("softmax", "ours"),
+    "jagged silu, bf16": ("silu", "ours, queries, keys and values in bfloat16, scores and sums in float32"),
     "padded dense silu": ("silu", "padded [B, H, S, S] biases and scores, autograd"),
     "padded sdpa softmax": ("softmax", "F.scaled_dot_product_attention, padded, float mask that takes a gradient"),
     "padded sdpa softmax, biases not trained": ("softmax", "the same, mask without gradient: PyTorch's fused kernel"),
@@ -187,7 +188,7 @@ def shares(inputs: Inputs) -> list[Share]:
 
 def step_of(name: str, inputs: Inputs) -> Callable[[], None]:
     """Forward and backward of one batch by a contender."""
-    if name.startswith("jagged"):
+    if is_ours(name):
         kind = CONTENDERS[name][0]
         return lambda: inputs.attend(kind).backward(inputs.weight)
     parts = shares(inputs)
@@ -204,6 +205,11 @@ def step_of(name: str, inputs: Inputs) -> Callable[[], None]:
 # ── speed and memory ─────────────────────────────────────────────────────────────────────────────────────
 
 
+def is_ours(name: str) -> bool:
+    """Of the contenders."""
+    return CONTENDERS[name][1].startswith("ours")
+
+
 def batch_lengths(longest: int, users: int) -> tuple[int, ...]:
     """Published lengths, newest events up to the longest."""
     return tuple(min(int(length), longest) for length in published_lengths(users, seed=0))
@@ -212,7 +218,7 @@ def batch_lengths(longest: int, users: int) -> tuple[int, ...]:
 def measure_one(name: str, longest: int, users: int, repeats: int) -> dict[str, Any]:
     """In this process: best seconds of a step, memory beyond the inputs, and the matrix-product rate beside it."""
     torch.set_num_threads(2)
-    inputs = Inputs.make(batch_lengths(longest, users))
+    inputs = Inputs.make(batch_lengths(longest, users), torch.bfloat16 if "bf16" in name else torch.float32)
     step = step_of(name, inputs)
     with Path("/proc/self/statm").open(encoding="ascii") as file:
         before = int(file.read().split()[1]) * 4096
@@ -247,7 +253,7 @@ def report_speed(histories: tuple[int, ...], quick: bool, findings: Findings) ->
         lengths = batch_lengths(longest, users)
         # Two products forward and four backward; that the scores are made anew is our own affair.
         operations = 6 * 2 * WIDTH * HEADS * sum(n * (n + 1) // 2 for n in lengths)
-        for name in list(CONTENDERS)[: 4 if quick else 5]:
+        for name in list(CONTENDERS)[: 5 if quick else 6]:
             command = ["-m", "benchmarks.attention", "--measure", name, str(longest), str(users), "2" if quick else "5"]
             told = found[longest, name] = measure(command).summary
             told["share"] = operations / told["seconds"] / told["product_rate"]
@@ -268,13 +274,14 @@ def report_speed(histories: tuple[int, ...], quick: bool, findings: Findings) ->
         + "\n".join(f"- {name}: {what}" for name, (_, what) in CONTENDERS.items())
     )
     judged = 2_048 if 2_048 in histories else histories[-1]
-    silu, softmax, dense, sdpa, *fused = (found[judged, name] for name in CONTENDERS if (judged, name) in found)
+    silu, softmax, bf16, dense, sdpa, *fused = (found[judged, name] for name in CONTENDERS if (judged, name) in found)
     findings.add(
         "Speed and memory",
         text,
         speedup_vs_padded_dense=dense["seconds"] / silu["seconds"],
         peak_memory_ratio_vs_padded_dense=silu["peak_bytes"] / dense["peak_bytes"],
         speedup_vs_sdpa=sdpa["seconds"] / softmax["seconds"],
+        speedup_of_bf16=silu["seconds"] / bf16["seconds"],
         gemm_share=silu["share"],
         gemm_share_softmax=softmax["share"],
         judged_at_history=judged,
