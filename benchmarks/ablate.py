@@ -13,6 +13,7 @@ S seeds · U users asked.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -34,6 +35,9 @@ from evaluation.metrics import hit, ndcg
 
 SAMPLES = 2000
 DEPTH = 10
+_WARM_UP = 0.15
+"""Share of a stream's steps that its mean loss leaves out."""
+
 METRICS = {"ndcg": ndcg, "hr": hit}
 COLOURS = {"validation": "#2462c8", "test": "#b06a10"}
 
@@ -53,6 +57,8 @@ class Plan:
         metric: ndcg or hr, at 10.
         events: what the runs are evaluated on: validation, test, or both.
         evaluate: overrides of the evaluation.
+        stream: every event is read once, so that the training loss is that of a prediction before learning from it,
+            over far more events than are held out: the page shows it.
     """
 
     config: str
@@ -65,6 +71,7 @@ class Plan:
     metric: str = "ndcg"
     events: list[str] = field(default_factory=lambda: ["validation", "test"])
     evaluate: list[str] = field(default_factory=list)
+    stream: bool = False
 
     def folder(self, variant: str, seed: int) -> Path:
         """The run of one variant and seed."""
@@ -139,6 +146,17 @@ def scores_of(plan: Plan, variant: str, events: str) -> np.ndarray:
     return np.stack([METRICS[plan.metric](pq.read_table(file)["exact"].to_numpy(), DEPTH) for file in files])
 
 
+def stream_losses(plan: Plan, variant: str) -> list[float]:
+    """Mean training loss of each seed's run, nats, from the end of the warm-up on."""
+    losses = []
+    for seed in plan.seeds:
+        lines = (plan.folder(variant, seed) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
+        risen = [row["loss"] for row in rows if row["step"] > rows[-1]["step"] * _WARM_UP]
+        losses.append(sum(risen) / len(risen))
+    return losses
+
+
 def compare(scores: dict[str, np.ndarray], events: str, seed: int = 0) -> list[Difference]:
     """Each variant beside the first, with percentile intervals under resampling of users and of seeds."""
     first = next(iter(scores.values()))
@@ -158,25 +176,36 @@ def write(config: Path, plan: Plan, differences: list[Difference], seconds: floa
     """Table, figures and picture."""
     name, metric = f"ablate-{config.stem}", f"{plan.metric.upper()}@{DEPTH}"
     of = {(one.name, one.events): one for one in differences}
-    rows = []
+    rows, figures = [], {f"{one.name}, {one.events}": round(one.value, 4) for one in differences}
     for variant, keys in plan.variants.items():
         cells = []
         for events in plan.events:
             one = of[variant, events]
             cells += [f"{one.value:.4f}", f"{one.difference:+.4f}", f"{one.low:+.4f} … {one.high:+.4f}"]
+        if plan.stream:
+            losses = stream_losses(plan, variant)
+            figures[f"{variant}, loss in the stream"] = round(sum(losses) / len(losses), 4)
+            cells += [f"{sum(losses) / len(losses):.4f}", f"{min(losses):.4f} … {max(losses):.4f}"]
         rows.append([variant, *cells, " ".join(f"`{key}`" for key in keys)])
     head = [part for events in plan.events for part in (f"{metric}, {events}", "difference", "95% interval")]
+    head += ["loss in the stream", "least and largest of the seeds"] if plan.stream else []
     text = table(["variant", *head, "keys"], rows)
     about = (
-        f"`python -m benchmarks.ablate --config {config}`: {plan.config}, seeds {', '.join(map(str, plan.seeds))}, "
+        f"{plan.config}, seeds {', '.join(map(str, plan.seeds))}, "
         f"{len(scores_of(plan, next(iter(plan.variants)), plan.events[0])[0])} users, exact scoring. An interval is "
         "that of the difference to the first row, over users and seeds. Keys of all variants: "
-        f"{' '.join(f'`{key}`' for key in plan.keys) or 'none'}."
+        f"{' '.join(f'`{key}`' for key in plan.keys) or 'none'}. Runs that were there already were not made again, so "
+        "the seconds above may be few."
     )
+    if plan.stream:
+        about += (
+            " The loss in the stream is the mean training loss of a single pass, so of predictions made before "
+            f"anything was learnt from what they predict, in nats, without the first {_WARM_UP:.0%} of the steps."
+        )
     print(text)
-    figures = {f"{one.name}, {one.events}": round(one.value, 4) for one in differences}
     about_run = machine() | {"commit": commit(), "seconds": round(seconds)}
-    write_page(name, about_run, figures, [("Variants", f"{about}\n\n{text}\n\n![differences]({name}.svg)")])
+    sections = [("Variants", f"{about}\n\n{text}\n\n![differences]({name}.svg)")]
+    write_page(name, about_run, figures, sections, f"python -m benchmarks.ablate --config {config}")
     (RESULTS / f"{name}.svg").write_text(picture(differences, metric), encoding="utf-8")
 
 

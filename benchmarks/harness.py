@@ -163,8 +163,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_page(name: str, about: dict[str, Any], figures: dict[str, Any], sections: Sequence[tuple[str, str]]) -> None:
-    """Keep a full run: JSON for programs, Markdown for people."""
+def write_page(
+    name: str,
+    about: dict[str, Any],
+    figures: dict[str, Any],
+    sections: Sequence[tuple[str, str]],
+    command: str = "",
+) -> None:
+    """Keep a full run: JSON for programs, Markdown for people. `command` if it is not `python -m benchmarks.NAME`."""
     RESULTS.mkdir(exist_ok=True)
     kept = {"machine": about, "figures": figures}
     (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
@@ -172,8 +178,8 @@ def write_page(name: str, about: dict[str, Any], figures: dict[str, Any], sectio
     lines = [
         f"# {name}",
         "",
-        f"`python -m benchmarks.{name}` at commit `{about['commit']}`, {about['seconds']} s, on {about['cores']} cores "
-        f"of {about['processor']} with {about['memory_gib']} GiB; {versions}.",
+        f"`{command or f'python -m benchmarks.{name}'}` at commit `{about['commit']}`, {about['seconds']} s, on "
+        f"{about['cores']} cores of {about['processor']} with {about['memory_gib']} GiB; {versions}.",
         "",
         table(["figure", "value"], [[f"`{key}`", value] for key, value in figures.items()]),
     ]

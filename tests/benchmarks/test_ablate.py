@@ -54,12 +54,18 @@ def test_variants_are_trained_compared_and_not_trained_again(
         "config": str(config),
         "runs": str(tmp_path / "runs"),
         "at_once": 2,
+        "stream": True,
+        "keys": ["log_every=1"],
         "seeds": [0],
         "variants": {"plain": [], "no time": ["model.biases.time=false"]},
     }
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(plan))
     assert ablate.main(["--config", str(tmp_path / "pair.yaml")]) == 0
     kept = json.loads((tmp_path / "ablate-pair.json").read_text())
+    lines = (tmp_path / "runs" / "plain-seed0" / "metrics.jsonl").read_text().splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if row["kind"] == "train" and row["step"] > 1]
+    assert kept["figures"].pop("plain, loss in the stream") == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+    assert kept["figures"].pop("no time, loss in the stream") > 0
     assert kept["figures"].keys() == {
         f"{name}, {events}" for name in ("plain", "no time") for events in ("validation", "test")
     }
