@@ -235,7 +235,8 @@ def picture(differences: Sequence[Difference], metric: str) -> str:
         parts += [
             f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top - 12}" y2="{bottom}" '
             f'stroke="{"#777" if tick == 0 else "#ddd"}"/>',
-            f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle" fill="#555">{f"{tick:+g}" if tick else "0"}</text>',
+            f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle" fill="#555">'
+            f"{f'{tick:+g}' if tick else '0'}</text>",
         ]
     parts += [
         f'<text x="{left - 10}" y="{top + row_height * row + 8}" text-anchor="end">{escape(name)}</text>'
