@@ -39,14 +39,13 @@ from serving.index import FaissEngine
 from serving.popular import MostPopularEngine
 from sharding.world import World, open_world
 
+FILES = ("ranks.parquet", "metrics.json", "report.html")
+
 
 def output_path(run: Path, file: str, events: str) -> Path:
     """Where `file` of an evaluation on those events lies."""
     name = Path(file)
     return run / (file if events == "test" else f"{name.stem}-{events}{name.suffix}")
-
-
-FILES = ("ranks.parquet", "metrics.json", "report.html")
 
 
 @dataclass
