@@ -30,8 +30,8 @@ import yaml
 
 from benchmarks.harness import RESULTS, ROOT, commit, machine, table, write_page
 from common.progress import Progress
-from evaluation.evaluate import output_path
 from evaluation.metrics import hit, ndcg
+from evaluation.outputs import RANKS, output_path
 
 SAMPLES = 2000
 DEPTH = 10
@@ -78,6 +78,16 @@ class Plan:
         name = "".join(letter if letter.isalnum() else "-" for letter in variant.lower())
         return ROOT / self.runs / f"{name}-seed{seed}"
 
+    def commit_file(self, variant: str, seed: int) -> Path:
+        """Says which code trained a run; beside its folder, which holds what the trainer and the evaluation write."""
+        folder = self.folder(variant, seed)
+        return folder.with_name(f"{folder.name}.commit")
+
+    def commits(self) -> list[str]:
+        """The commits of all runs."""
+        files = (self.commit_file(variant, seed) for variant in self.variants for seed in self.seeds)
+        return sorted({file.read_text(encoding="utf-8").strip() for file in files})
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -121,13 +131,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(plan: Plan, variant: str, seed: int) -> None:
     """Train and evaluate one variant with one seed, as far as that has not been done."""
     folder = plan.folder(variant, seed)
-    missing = [events for events in plan.events if not output_path(folder, "ranks.parquet", events).exists()]
+    missing = [events for events in plan.events if not output_path(folder, RANKS, events).exists()]
     if len(missing) == len(plan.events):
         keys = [f"run={folder}", f"seed={seed}", "overwrite=true", *plan.keys, *plan.variants[variant]]
         launch = ["-m"]
         if plan.ranks > 1:
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(plan.ranks), "-m"]
+        started_at = commit()
         _call([*launch, "trainer.train", "--config", plan.config, *keys])
+        plan.commit_file(variant, seed).write_text(started_at + "\n", encoding="utf-8")
     for events in missing:
         _call(["-m", "evaluation.evaluate", f"run={folder}", f"events={events}", "bootstrap=1", *plan.evaluate])
 
@@ -142,7 +154,7 @@ def _call(arguments: list[str]) -> None:
 
 def scores_of(plan: Plan, variant: str, events: str) -> np.ndarray:
     """The metric of exact scoring, [S, U]."""
-    files = [output_path(plan.folder(variant, seed), "ranks.parquet", events) for seed in plan.seeds]
+    files = [output_path(plan.folder(variant, seed), RANKS, events) for seed in plan.seeds]
     return np.stack([METRICS[plan.metric](pq.read_table(file)["exact"].to_numpy(), DEPTH) for file in files])
 
 
@@ -194,8 +206,9 @@ def write(config: Path, plan: Plan, differences: list[Difference], seconds: floa
         f"{plan.config}, seeds {', '.join(map(str, plan.seeds))}, "
         f"{len(scores_of(plan, next(iter(plan.variants)), plan.events[0])[0])} users, exact scoring. An interval is "
         "that of the difference to the first row, over users and seeds. Keys of all variants: "
-        f"{' '.join(f'`{key}`' for key in plan.keys) or 'none'}. Runs that were there already were not made again, so "
-        "the seconds above may be few."
+        f"{' '.join(f'`{key}`' for key in plan.keys) or 'none'}. Runs that were there already were not made again: "
+        f"they were trained at {', '.join(f'`{one}`' for one in plan.commits())}, and the seconds above are those of "
+        "the last call."
     )
     if plan.stream:
         about += (

@@ -28,6 +28,7 @@ from data.loader import Loader, item_features
 from data.sequences import request_windows
 from evaluation import metrics
 from evaluation.evaluator import Evaluation, evaluate_windows
+from evaluation.outputs import EVENTS, FIGURES, RANKS, REPORT, output_path
 from evaluation.report import render_report
 from model.config import BACKENDS, ModelConfig
 from semantic_ids.codebook import CodeTable
@@ -39,14 +40,6 @@ from serving.index import FaissEngine
 from serving.popular import MostPopularEngine
 from sharding.world import World, open_world
 
-FILES = ("ranks.parquet", "metrics.json", "report.html")
-
-
-def output_path(run: Path, file: str, events: str) -> Path:
-    """Where `file` of an evaluation on those events lies."""
-    name = Path(file)
-    return run / (file if events == "test" else f"{name.stem}-{events}{name.suffix}")
-
 
 @dataclass
 class EvaluateConfig:
@@ -54,7 +47,7 @@ class EvaluateConfig:
 
     run: str = option(REQUIRED, "folder of the trained run; metrics.json and report.html go there")
     checkpoint: str = option("best", "best (by validation), latest, or the name of one, e.g. step-00000120")
-    events: str = option("test", "the held-out events to ask for", choices=("test", "validation"))
+    events: str = option("test", "the held-out events to ask for", choices=EVENTS)
     store: str = option("", "event store, if it has moved since training")
     codes: str = option("", "code table, if it has moved since training")
     tokens: int = option(4096, "token budget of a batch, a rank", minimum=1)
@@ -107,7 +100,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             strata = strata_by_engine(result, codes.training_plays_N)
             # All files or none: the page is made before any is written.
             text = render_report(run, summary, strata, codes.manifest.diagnostics)
-            ranks, figures, report = (output_path(run, name, config.events) for name in FILES)
+            ranks, figures, report = (output_path(run, name, config.events) for name in (RANKS, FIGURES, REPORT))
             write_ranks(ranks, result)
             write_json_atomically(figures, summary)
             write_text_atomically(report, text)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.config import BiasConfig
 
@@ -141,6 +142,11 @@ class ScoreBiases:
     time: TimeBias | None = None
     by_key: tuple[KeyBias, ...] = ()
     position: PositionBias | None = None
+
+    def key_bias_LH(self, dtype: torch.dtype) -> Tensor | None:
+        """The sum of what is looked up by key, [L, H]; linear in tokens, so its gradient is left to autograd."""
+        looked_up = [F.embedding(bias.buckets_L, bias.table_HK.to(dtype).T) for bias in self.by_key]
+        return functools.reduce(torch.add, looked_up) if looked_up else None
 
 
 class BiasTables(nn.Module):

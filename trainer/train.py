@@ -27,6 +27,7 @@ from data.sequences import make_plan, request_windows
 from data.split import Split
 from data.stochastic_length import attention_sparsity, sparsity
 from evaluation.evaluator import evaluate_windows
+from evaluation.outputs import all_outputs
 from model.config import Vocabulary
 from semantic_ids.codebook import CodeTable
 from semantic_ids.trie import CodeTrie
@@ -44,12 +45,7 @@ from trainer.telemetry import Telemetry
 _RUN_FILES = (
     "config.yaml",
     "metrics.jsonl",
-    "metrics.json",
-    "report.html",
-    "ranks.parquet",
-    "metrics-validation.json",
-    "report-validation.html",
-    "ranks-validation.parquet",
+    *all_outputs(),
     "checkpoints",
     "tensorboard",
 )

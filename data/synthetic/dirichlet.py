@@ -108,7 +108,7 @@ def draw_records(
     limit_RC = np.arange(config.categories) * config.num_items + in_use_R[:, None]
     out_RC = np.searchsorted(key_N, limit_RC.reshape(-1)).reshape(limit_RC.shape) - first_C
 
-    chosen_RM, prior_RM = _priors(out_RC > 0, random)
+    chosen_RM, prior_RM = draw_priors(out_RC > 0, random)
     slot_RL = draw_slots(prior_RM, random.uniform(*ALPHA_RANGE, len(record_R)), config.record_length, random)
     chosen_RL = np.take_along_axis(chosen_RM, slot_RL, axis=1)
     out_RL = np.take_along_axis(out_RC, chosen_RL, axis=1)
@@ -117,7 +117,7 @@ def draw_records(
     return items_RL.astype(np.uint32)
 
 
-def _priors(usable_RC: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_priors(usable_RC: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Categories of each record int64 [R, M] and the prior over them float64 [R, M], 0 where there are fewer."""
     most = min(MOST_CATEGORIES, usable_RC.shape[1])
     # The least of independent uniforms are a uniform choice without repeats; 2 is above them all.

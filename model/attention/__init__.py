@@ -12,6 +12,7 @@ from torch import Tensor
 from model.attention import dense, jagged
 from model.attention.dropout import Dropout
 from model.attention.mask import Mask
+from model.attention.weighting import Weighting
 from model.biases import ScoreBiases
 
 
@@ -25,11 +26,7 @@ class Backend(Protocol):
         v_LHF: Tensor,
         mask: Mask,
         biases: ScoreBiases,
-        kind: str,
-        scale: float,
-        normaliser_L: Tensor | None,
-        soft_cap: float,
-        dropout: Dropout | None,
+        weighting: Weighting,
     ) -> Tensor:
         """[L, H, F]."""
 
@@ -83,4 +80,4 @@ def attention(
     """
     assert (normaliser_L is None) == (kind == "softmax"), "silu is divided by a normaliser, softmax is not"
     assert soft_cap >= 0, soft_cap
-    return _backend(backend)(q_LHE, k_LHE, v_LHF, mask, biases, kind, scale, normaliser_L, soft_cap, dropout)
+    return _backend(backend)(q_LHE, k_LHE, v_LHF, mask, biases, Weighting(kind, scale, normaliser_L, soft_cap, dropout))

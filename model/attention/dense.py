@@ -13,22 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attention.dropout import Dropout
 from model.attention.mask import Mask
+from model.attention.weighting import Weighting
 from model.biases import ScoreBiases, log_buckets
 
 
 def attend(
-    q_LHE: Tensor,
-    k_LHE: Tensor,
-    v_LHF: Tensor,
-    mask: Mask,
-    biases: ScoreBiases,
-    kind: str,
-    scale: float,
-    normaliser_L: Tensor | None,
-    soft_cap: float,
-    dropout: Dropout | None,
+    q_LHE: Tensor, k_LHE: Tensor, v_LHF: Tensor, mask: Mask, biases: ScoreBiases, weighting: Weighting
 ) -> Tensor:
     """See `model.attention.attention`. Half precision is computed in float32."""
     wide = torch.promote_types(q_LHE.dtype, torch.float32)
@@ -39,14 +30,16 @@ def attend(
         user = slice(start, stop)
         token_n = torch.arange(start, stop, device=q.device)
         visible_nn = mask.visible(token_n[:, None], token_n[None, :])
-        scores_Hnn = torch.einsum("ihe,jhe->hij", q[user], k[user]) * scale + _bias(biases, token_n, wide)
-        if soft_cap:
-            scores_Hnn = soft_cap * torch.tanh(scores_Hnn / soft_cap)
-        if kind == "softmax":
+        scores_Hnn = torch.einsum("ihe,jhe->hij", q[user], k[user]) * weighting.scale + _bias(biases, token_n, wide)
+        if weighting.soft_cap:
+            scores_Hnn = weighting.soft_cap * torch.tanh(scores_Hnn / weighting.soft_cap)
+        if weighting.kind == "softmax":
             weights_Hnn = torch.softmax(scores_Hnn.masked_fill(~visible_nn, -torch.inf), dim=-1)
         else:
-            assert normaliser_L is not None
-            weights_Hnn = F.silu(scores_Hnn).masked_fill(~visible_nn, 0.0) / normaliser_L[user, None].to(wide)
+            assert weighting.normaliser_L is not None
+            normaliser_n1 = weighting.normaliser_L[user, None].to(wide)
+            weights_Hnn = F.silu(scores_Hnn).masked_fill(~visible_nn, 0.0) / normaliser_n1
+        dropout = weighting.dropout
         if dropout is not None:
             head_H11 = torch.arange(q.shape[1], device=q.device)[:, None, None]
             kept_Hnn = dropout.keep(head_H11, token_n[:, None], token_n[None, :])

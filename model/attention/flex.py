@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from common.errors import InputError
-from model.attention.dropout import Dropout
 from model.attention.mask import Mask
+from model.attention.weighting import Weighting
 from model.biases import MAX_SECONDS, ScoreBiases
 
 BLOCK = 128
@@ -33,24 +32,15 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def attend(
-    q_LHE: Tensor,
-    k_LHE: Tensor,
-    v_LHF: Tensor,
-    mask: Mask,
-    biases: ScoreBiases,
-    kind: str,
-    scale: float,
-    normaliser_L: Tensor | None,
-    soft_cap: float,
-    dropout: Dropout | None,
+    q_LHE: Tensor, k_LHE: Tensor, v_LHF: Tensor, mask: Mask, biases: ScoreBiases, weighting: Weighting
 ) -> Tensor:
     """See `model.attention.attention`.
 
     Raises:
         InputError: silu, dropout, or a gradient on a CPU.
     """
-    _refuse((q_LHE, k_LHE, v_LHF), biases, kind, dropout)
-    assert normaliser_L is None
+    _refuse((q_LHE, k_LHE, v_LHF), biases, weighting)
+    assert weighting.normaliser_L is None
     tokens = q_LHE.shape[0]
     if tokens == 0:
         return torch.zeros_like(v_LHF)
@@ -62,22 +52,23 @@ def attend(
         q_1HLE,
         k_1HLE,
         v_1HLF,
-        score_mod=make_score_mod(biases, soft_cap),
+        score_mod=make_score_mod(biases, weighting.soft_cap),
         block_mask=make_block_mask(mask, tokens),
-        scale=scale,
+        scale=weighting.scale,
     )
     out_LHF: Tensor = out_1HLF[0].transpose(0, 1)
     is_padding_L = torch.arange(tokens, device=q_LHE.device) >= mask.offsets[-1]
     return out_LHF.masked_fill(is_padding_L[:, None, None], 0.0)
 
 
-def _refuse(vectors: tuple[Tensor, ...], biases: ScoreBiases, kind: str, dropout: Dropout | None) -> None:
+def _refuse(vectors: tuple[Tensor, ...], biases: ScoreBiases, weighting: Weighting) -> None:
     faults = []
-    if kind != "softmax":
+    if weighting.kind != "softmax":
         faults.append(
-            f"attention.backend=flex computes kind=softmax, not {kind}: set attention.backend=triton or jagged"
+            f"attention.backend=flex computes kind=softmax, not {weighting.kind}: "
+            "set attention.backend=triton or jagged"
         )
-    if dropout is not None:
+    if weighting.dropout is not None:
         faults.append(
             "attention.backend=flex cannot drop weights after their softmax: set attention.dropout=0, "
             "or attention.backend=jagged"
@@ -106,11 +97,9 @@ def compiled() -> Callable[..., Any]:
 
 def make_score_mod(biases: ScoreBiases, soft_cap: float) -> ScoreMod:
     """What FlexAttention does to scale · q·k; it evaluates it for pairs that the mask hides too."""
-    key_bias_HL = None
-    for bias in biases.by_key:
-        looked_up = F.embedding(bias.buckets_L, bias.table_HK.float().T).T.contiguous()
-        key_bias_HL = looked_up if key_bias_HL is None else key_bias_HL + looked_up
     # Tables go in as float32: their gradients are added up in the type they go in with.
+    key_bias_LH = biases.key_bias_LH(torch.float32)
+    key_bias_HL = None if key_bias_LH is None else key_bias_LH.T.contiguous()
     slopes_H = None if biases.slopes_H is None else biases.slopes_H.float()
     table_HP = None if biases.position is None else biases.position.table_HP.float()
     time = biases.time

@@ -21,46 +21,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from model.attention.dropout import Dropout
 from model.attention.jagged_blocks import Distances, Part, Scratch, Settings, Times
 from model.attention.jagged_layout import Group, Layout, make_layout
 from model.attention.mask import Mask
+from model.attention.weighting import Weighting
 from model.biases import ScoreBiases
 
 
 def attend(
-    q_LHE: Tensor,
-    k_LHE: Tensor,
-    v_LHF: Tensor,
-    mask: Mask,
-    biases: ScoreBiases,
-    kind: str,
-    scale: float,
-    normaliser_L: Tensor | None,
-    soft_cap: float,
-    dropout: Dropout | None,
+    q_LHE: Tensor, k_LHE: Tensor, v_LHF: Tensor, mask: Mask, biases: ScoreBiases, weighting: Weighting
 ) -> Tensor:
     """See `model.attention.attention`. Two runs on a CPU give the same bits."""
     wide = torch.promote_types(q_LHE.dtype, torch.float32)
-    # What is linear in tokens is left to autograd; only the quadratic part is ours.
-    key_bias_LH = None
-    for bias in biases.by_key:
-        looked_up = F.embedding(bias.buckets_L, bias.table_HK.T).to(wide)
-        key_bias_LH = looked_up if key_bias_LH is None else key_bias_LH + looked_up
+    scale, dropout, normaliser_L = weighting.scale, weighting.dropout, weighting.normaliser_L
     time = biases.time
     out_LHF: Tensor = _Jagged.apply(
         q_LHE if scale == 1.0 else q_LHE * scale,
         k_LHE,
         v_LHF,
-        key_bias_LH,
+        biases.key_bias_LH(wide),
         None if time is None else time.table_HT.to(wide),
         None if biases.position is None else biases.position.table_HP,
         None if time is None else torch.stack((time.query_times_L, time.key_times_L)),
         biases.slopes_H,
         make_layout(tuple(mask.offsets.tolist()), q_LHE.shape[0], q_LHE.shape[1], q_LHE.device),
-        Settings(kind == "softmax", soft_cap, dropout, wide),
+        Settings(weighting.kind == "softmax", weighting.soft_cap, dropout, wide),
     )
     if dropout is not None:
         out_LHF = out_LHF * dropout.factor

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.errors import InputError
 from model.attention.dropout import Dropout
 from model.attention.mask import Mask
+from model.attention.weighting import Weighting
 from model.biases import MAX_SECONDS, ScoreBiases, TimeBias
 
 try:
@@ -53,28 +53,16 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def attend(
-    q_LHE: Tensor,
-    k_LHE: Tensor,
-    v_LHF: Tensor,
-    mask: Mask,
-    biases: ScoreBiases,
-    kind: str,
-    scale: float,
-    normaliser_L: Tensor | None,
-    soft_cap: float,
-    dropout: Dropout | None,
+    q_LHE: Tensor, k_LHE: Tensor, v_LHF: Tensor, mask: Mask, biases: ScoreBiases, weighting: Weighting
 ) -> Tensor:
     """See `model.attention.attention`.
 
     Raises:
         InputError: softmax, a tensor that is not on a GPU, or one of another type than float32, bfloat16, float16.
     """
-    _refuse(q_LHE, kind)
-    assert normaliser_L is not None
-    key_bias_LH = None
-    for bias in biases.by_key:
-        looked_up = F.embedding(bias.buckets_L, bias.table_HK.float().T)
-        key_bias_LH = looked_up if key_bias_LH is None else key_bias_LH + looked_up
+    _refuse(q_LHE, weighting.kind)
+    assert weighting.normaliser_L is not None
+    key_bias_LH = biases.key_bias_LH(torch.float32)
     time, position = biases.time, biases.position
     out_LHF: Tensor = _TritonSilu.apply(
         q_LHE,
@@ -85,12 +73,12 @@ def attend(
         None if position is None else position.table_HP.float().contiguous(),
         _Fixed(
             offsets=mask.offsets,
-            inverse_L=normaliser_L.float().reciprocal(),
+            inverse_L=weighting.normaliser_L.float().reciprocal(),
             slopes_H=None if biases.slopes_H is None else biases.slopes_H.float(),
             times_2L=None if time is None else _times_of_user(mask.offsets, time),
-            scale=scale,
-            soft_cap=soft_cap,
-            dropout=dropout,
+            scale=weighting.scale,
+            soft_cap=weighting.soft_cap,
+            dropout=weighting.dropout,
         ),
     )
     return out_LHF

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import ablate
+from benchmarks import ablate, harness
 from benchmarks.ablate import Difference, compare, picture
 from tests.conftest import Prepared
 
@@ -69,6 +69,8 @@ def test_variants_are_trained_compared_and_not_trained_again(
     assert kept["figures"].keys() == {
         f"{name}, {events}" for name in ("plain", "no time") for events in ("validation", "test")
     }
+    page = (tmp_path / "ablate-pair.md").read_text()
+    assert f"they were trained at `{harness.commit()}`" in page
     assert "| no time |" in (tmp_path / "ablate-pair.md").read_text()
     assert (tmp_path / "ablate-pair.svg").is_file()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("ranks*.parquet")}

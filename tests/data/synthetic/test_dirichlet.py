@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from data.synthetic import dirichlet
 from data.synthetic.config import DIRICHLET, SynthesizeConfig
 from data.synthetic.dirichlet import (
-    _priors,
     draw_categories,
+    draw_priors,
     draw_records,
     draw_slots,
     items_in_use,
@@ -78,7 +78,7 @@ def test_any_two_positions_agree_as_often_as_the_process_says(alpha: float) -> N
 def test_a_record_has_one_to_five_categories_with_a_uniform_prior() -> None:
     usable = np.ones((30_000, 100), dtype=bool)
     usable[:, 7] = False
-    chosen_RM, prior_RM = _priors(usable, generator(4))
+    chosen_RM, prior_RM = draw_priors(usable, generator(4))
     np.testing.assert_allclose(prior_RM.sum(axis=1), 1)
     assert all(len(set(row)) == 5 for row in chosen_RM[:500].tolist())
     numbers = (prior_RM > 0).sum(axis=1)
