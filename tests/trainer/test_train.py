@@ -278,6 +278,14 @@ def test_a_folder_that_is_not_a_run_is_never_emptied(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_starting_anew_removes_every_file_that_an_evaluation_left(prepared: Prepared, tmp_path: Path) -> None:
+    left = ["metrics.json", "metrics-validation.json", "ranks-validation.parquet", "report-validation.html"]
+    for name in left:
+        (tmp_path / name).write_text("of the run before")
+    assert train_here(prepared, tmp_path, "overwrite=true", "max_steps=1") == 0
+    assert not [name for name in left if (tmp_path / name).exists()]
+
+
 @pytest.mark.parametrize(
     ("keys", "parts"),
     [
