@@ -1,0 +1,1 @@
+"""What turns item vectors into codes: one interface, several ways."""

@@ -1,0 +1,1 @@
+"""Where item vectors come from, read a block at a time."""

@@ -1,0 +1,52 @@
+"""Item vectors as everything downstream sees them: a block at a time, so that memory does not grow with the catalogue.
+
+n items that have a vector · D vector width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from common.seeding import derive_seed
+
+
+class ItemVectors(ABC):
+    """Vectors of the items that have one; the other items are unknown."""
+
+    kind: ClassVar[str]
+    """`content`, `collaborative` or `blended`."""
+    items_n: npt.NDArray[np.int64]
+    """Dense item indices, ascending, none twice."""
+
+    def __len__(self) -> int:
+        """n."""
+        return len(self.items_n)
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """D."""
+
+    @abstractmethod
+    def rows(self, places_m: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Vectors [m, D] of the items at these places of `items_n`, which ascend; a copy, all finite.
+
+        Raises:
+            InputError: a value is not finite.
+        """
+
+    def block(self, begin: int, end: int) -> npt.NDArray[np.float32]:
+        """Vectors [end - begin, D] of items_n[begin:end]; see `rows`."""
+        return self.rows(np.arange(begin, end))
+
+    def sample(self, most: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """At most so many places of `items_n`, drawn without replacement and ascending, and their vectors."""
+        places = np.arange(len(self))
+        if len(self) > most:
+            generator = np.random.default_rng(derive_seed(seed, "sample of item vectors"))
+            places = np.sort(generator.choice(len(self), most, replace=False))
+        return places, self.rows(places)
