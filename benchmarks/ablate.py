@@ -57,6 +57,7 @@ class Plan:
         metric: ndcg or hr, at 10.
         events: what the runs are evaluated on: validation, test, or both.
         evaluate: overrides of the evaluation.
+        codes: variants that have code tables of their own: overrides of `semantic_ids.fit`.
         stream: every event is read once, so that the training loss is that of a prediction before learning from it,
             over far more events than are held out: the page shows it.
     """
@@ -71,12 +72,16 @@ class Plan:
     metric: str = "ndcg"
     events: list[str] = field(default_factory=lambda: ["validation", "test"])
     evaluate: list[str] = field(default_factory=list)
+    codes: dict[str, list[str]] = field(default_factory=dict)
     stream: bool = False
 
     def folder(self, variant: str, seed: int) -> Path:
         """The run of one variant and seed."""
-        name = "".join(letter if letter.isalnum() else "-" for letter in variant.lower())
-        return ROOT / self.runs / f"{name}-seed{seed}"
+        return ROOT / self.runs / f"{_file_name(variant)}-seed{seed}"
+
+    def code_table(self, variant: str) -> Path:
+        """The code table of a variant that has its own."""
+        return ROOT / self.runs / f"{_file_name(variant)}-codes"
 
     def commit_file(self, variant: str, seed: int) -> Path:
         """Says which code trained a run; beside its folder, which holds what the trainer and the evaluation write."""
@@ -87,6 +92,10 @@ class Plan:
         """The commits of all runs."""
         files = (self.commit_file(variant, seed) for variant in self.variants for seed in self.seeds)
         return sorted({file.read_text(encoding="utf-8").strip() for file in files})
+
+
+def _file_name(variant: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in variant.lower())
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     plan = Plan(**yaml.safe_load(given.config.read_text(encoding="utf-8")))
     start = time.monotonic()
+    for variant, keys in plan.codes.items():
+        if not plan.code_table(variant).exists():
+            _call(["-m", "semantic_ids.fit", "--config", plan.config, f"out={plan.code_table(variant)}", *keys])
     # A seed after the other, so that an early stop leaves all variants with equally many.
     runs = [(variant, seed) for seed in plan.seeds for variant in plan.variants]
     with ThreadPoolExecutor(plan.at_once) as pool, Progress("ablate", len(runs), "runs") as progress:
@@ -134,6 +146,7 @@ def run(plan: Plan, variant: str, seed: int) -> None:
     missing = [events for events in plan.events if not output_path(folder, RANKS, events).exists()]
     if len(missing) == len(plan.events):
         keys = [f"run={folder}", f"seed={seed}", "overwrite=true", *plan.keys, *plan.variants[variant]]
+        keys += [f"codes={plan.code_table(variant)}"] if variant in plan.codes else []
         launch = ["-m"]
         if plan.ranks > 1:
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(plan.ranks), "-m"]

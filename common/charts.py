@@ -32,11 +32,20 @@ class Series:
 
 
 def line_chart(
-    series: Sequence[Series], x_label: str, y_label: str, *, log_x: bool = False, log_y: bool = False
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    x_ticks: Sequence[tuple[float, str]] | None = None,
 ) -> str:
     """Lines over a common axis. One point is drawn as a dot.
 
     Points that are not finite numbers are left out, and so are those that a logarithmic axis has no place for.
+
+    Args:
+        x_ticks: values and what to write there, round numbers where not given; those outside the points are left out.
     """
     points = [
         [(x, y) for x, y in zip(line.x, line.y, strict=True) if _has_place(x, log_x) and _has_place(y, log_y)]
@@ -46,7 +55,10 @@ def line_chart(
     if not everything:
         kind = "positive finite" if log_x or log_y else "finite"
         return f'<p class="note">{escape(y_label)} by {escape(x_label)}: no {kind} values to draw.</p>'
-    to_x, x_axis = _x_axis([x for x, _ in everything], x_label, log_x)
+    xs = [x for x, _ in everything]
+    if min(xs) == max(xs):
+        x_ticks = None  # an axis that ends where one point does has no length
+    to_x, x_axis = _x_axis(xs, x_label, log_x, x_ticks)
     to_y, y_axis = _y_axis([y for _, y in everything], y_label, log_y)
     parts = [y_axis, x_axis]
     for index, line in enumerate(points):

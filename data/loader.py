@@ -70,10 +70,12 @@ def event_columns(store: EventStore) -> EventColumns:
 def item_features(
     store: EventStore, codes_NC: np.ndarray, codes_per_level: int, qr_remainders: int = schema.QR_REMAINDERS
 ) -> ItemFeatures:
-    """The items of a store with their codes (all zero where unknown)."""
+    """The items of a store with their codes, unsigned as tables hold them (all zero where unknown)."""
     assert len(codes_NC) == store.num_items, f"{len(codes_NC)} codes for {store.num_items} items"
+    # Converted by NumPy: of unsigned 16 bits torch knows little.
+    dtype = np.int16 if code_dtype(codes_per_level) == torch.int16 else np.int32
     return ItemFeatures(
-        codes_NC=torch.from_numpy(codes_NC).to(code_dtype(codes_per_level)),
+        codes_NC=torch.from_numpy(codes_NC.astype(dtype)),
         codes_per_level=codes_per_level,
         artist_offsets=torch.from_numpy(store.artist_offsets.astype(np.int64)),
         artist_values=torch.from_numpy(store.artist_values.astype(np.int32)),

@@ -96,10 +96,11 @@ def rows_from_codebooks(codebooks_CVd: Tensor, width: int, noise_RD: Tensor) -> 
     """Starting values of the code table that already know which codes mean similar things.
 
     The codebook rows on their `width` principal directions (fewer where d is smaller), brought to the standard
-    deviation of other starting values level by level, plus some noise, so that no column starts dead.
+    deviation of other starting values level by level, plus some noise, so that no column starts dead. A level whose
+    rows are all zeros, which only tells items apart, knows nothing of likeness: it starts from noise of the usual size.
 
     Args:
-        codebooks_CVd: the quantiser's.
+        codebooks_CVd: the code table's.
         noise_RD: R = C · V rows of `draw_rows`.
 
     Returns:
@@ -112,7 +113,9 @@ def rows_from_codebooks(codebooks_CVd: Tensor, width: int, noise_RD: Tensor) -> 
     directions_kd = directions_kd * directions_kd.gather(1, largest_k1).sign()
     projected_CVk = (codebooks_CVd.double() @ directions_kd.T).float()
     deviation_C11 = projected_CVk.std(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    rows_RD = noise_RD * CODEBOOK_NOISE
+    is_added_C = codebooks_CVd.flatten(1).eq(0).all(dim=1)
+    noise_share_R = torch.where(is_added_C, 1.0, CODEBOOK_NOISE).repeat_interleave(codes)
+    rows_RD = noise_RD * noise_share_R[:, None]
     rows_RD[:, : projected_CVk.shape[2]] += (projected_CVk * (INITIAL_STD / deviation_C11)).reshape(levels * codes, -1)
     return rows_RD
 

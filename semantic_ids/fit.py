@@ -1,8 +1,10 @@
-"""Give every item of an event store its semantic id: vectors, residual quantisation, code table.
+"""Give every item of an event store its semantic id: vectors, quantiser, codes, code table, report.
 
 python -m semantic_ids.fit store=stores/ml-100k out=codes/ml-100k levels=4 codes=256
 
-With quantizer=item each item has a code of its own instead: plain item ids.
+Codebooks are fitted to a sample of the items that have a vector; then all of them are coded, part by part. A fit that
+was killed goes on where it stopped when it is run again. With quantizer=item each item has a code of its own instead:
+plain item ids. With refit_of=codes/older, codes keep the labels of an older table where they can.
 """
 
 from __future__ import annotations
@@ -17,42 +19,50 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.config import REQUIRED, group, option, run_entry
+from common.config import run_entry
 from data.event_store import EventStore
-from semantic_ids.codebook import Codebooks, Codes, check_replaceable, order_items, reserve_zero_tuple, write_code_table
-from semantic_ids.diagnostics import diagnose, format_diagnostics
-from semantic_ids.embeddings import EMBEDDINGS, CollaborativeConfig, TrainingEvents, item_vectors, training_events
+from semantic_ids.code_table import check_replaceable, write_code_table
+from semantic_ids.collisions import resolve
+from semantic_ids.config import PLAIN, FitIdsConfig
+from semantic_ids.description import describe_table, format_description
+from semantic_ids.encoding import ERROR_SAMPLE, WorkFolder, relative_errors, work_folder
 from semantic_ids.item_ids import item_codes, random_codebook
-from semantic_ids.residual_quantizer import check_codes_per_level, fit_residual_quantizer
+from semantic_ids.matching import format_changed
+from semantic_ids.neighbours import DATABASE, NEIGHBOURS, QUERIES, neighbour_overlap
+from semantic_ids.quantizers.base import Codebooks, Codes, Quantizer
+from semantic_ids.quantizers.faiss_reference import FaissResidual, fit_faiss
+from semantic_ids.quantizers.residual_kmeans import ResidualKMeans, fit_residual_kmeans
+from semantic_ids.quantizers.rq_vae import RqVae
+from semantic_ids.quantizers.rq_vae_training import fit_rq_vae
+from semantic_ids.refit import OlderTable
+from semantic_ids.vectors.base import ItemVectors
+from semantic_ids.vectors.choose import item_vectors
+from semantic_ids.vectors.events import training_events
+
+_KINDS: dict[str, type[Quantizer]] = {kind.name: kind for kind in (ResidualKMeans, RqVae, FaissResidual)}
 
 
-@dataclass
-class FitIdsConfig:
-    """Section `fit_ids`."""
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """Items and their codes.
 
-    store: str = option(REQUIRED, "folder of the event store")
-    out: str = option(REQUIRED, "folder of the code table to write; a code table that stands there is replaced")
-    quantizer: str = option(
-        "residual-kmeans",
-        "residual-kmeans: codes of similar items are alike; item: each item has a code of its own, one level, for "
-        "small catalogues and comparisons (levels, codes, embeddings, beam and iterations then mean nothing)",
-        choices=("residual-kmeans", "item"),
-    )
-    levels: int = option(8, "code levels C", minimum=1)
-    codes: int = option(
-        1024, "codes per level V, a power of two, at most the number of items that have a vector", minimum=2
-    )
-    embeddings: str = option(
-        "auto", "item vectors; auto = content where the store has them, else collaborative", choices=EMBEDDINGS
-    )
-    collaborative: CollaborativeConfig = group(CollaborativeConfig, "how collaborative vectors are derived")
-    beam: int = option(1, "partial codes kept in quantisation; 1 is greedy", minimum=1)
-    iterations: int = option(25, "k-means iterations a level", minimum=1)
-    seed: int = option(1, "seed of k-means")
+    Args:
+        kind: of the vectors: content, collaborative, blended, random.
+        quantizer: None for plain item ids.
+        codes_NC: the all-zero row of an unknown item.
+        codebooks_CVd: of all levels.
+        settings: what the codes depend on beside the store.
+        diagnostics: what can be told of the quantiser alone.
+    """
 
-    def __post_init__(self) -> None:
-        """Refuse a number of codes that FAISS cannot pack into bits."""
-        check_codes_per_level(self.codes)
+    kind: str
+    quantizer: Quantizer | None
+    codes_NC: Codes
+    codebooks_CVd: Codebooks
+    settings: dict[str, Any]
+    diagnostics: dict[str, Any]
+    errors_C: npt.NDArray[np.float64]
+    errors_held_out_C: npt.NDArray[np.float64] | None = None
 
 
 def fit(config: FitIdsConfig) -> dict[str, Any]:
@@ -64,88 +74,141 @@ def fit(config: FitIdsConfig) -> dict[str, Any]:
     out = Path(config.out)
     check_replaceable(out)
     store = EventStore.open(Path(config.store))
-    events = training_events(store)
-    coded = _plain_ids(store, config) if config.quantizer == "item" else _quantise(store, events, config)
-    _, group_offsets = order_items(coded.codes_NC, events.plays_N, coded.codes_per_level)
-    known_nC = coded.codes_NC[coded.codes_NC.any(axis=1)]
-    diagnostics = diagnose(known_nC, np.diff(group_offsets), coded.codes_per_level, coded.errors_C, store.num_items)
+    plays_N = training_events(store).plays_N
+    if config.quantizer == PLAIN:
+        return _write(out, store, _plain_ids(store, config), plays_N, config)
+    older = None if config.refit_of is None else OlderTable(Path(config.refit_of), config.quantizer)
+    vectors = item_vectors(store, config.embeddings, config.vectors)
+    vectors.check()
+    for said in vectors.notes():
+        print(said)
+    key = {**dataclasses.asdict(config), "store": store.fingerprint, "refit_of": older and older.fingerprint, "out": ""}
+    with work_folder(out, key) as work:
+        return _write(out, store, _quantise(store, vectors, plays_N, config, older, work), plays_N, config)
+
+
+def _write(
+    out: Path, store: EventStore, coded: Coded, plays_N: npt.NDArray[np.int64], config: FitIdsConfig
+) -> dict[str, Any]:
+    described = describe_table(
+        store,
+        codes_NC=coded.codes_NC,
+        plays_N=plays_N,
+        codebooks_CVd=coded.codebooks_CVd,
+        quantizer=config.quantizer,
+        embeddings=coded.kind,
+        errors_C=coded.errors_C,
+        errors_held_out_C=coded.errors_held_out_C,
+        seed=config.seed,
+        more=coded.diagnostics,
+        title=f"Semantic ids of {out.name}",
+    )
     table = write_code_table(
         out,
-        store_fingerprint=store.fingerprint,
+        store=store,
         embeddings=coded.kind,
-        settings=_settings(config, coded.kind),
-        codes_NC=coded.codes_NC,
+        quantizer=coded.quantizer,
         codebooks_CVd=coded.codebooks_CVd,
-        training_plays_N=events.plays_N,
-        diagnostics=diagnostics,
+        settings=coded.settings,
+        codes_NC=coded.codes_NC,
+        training_plays_N=plays_N,
+        diagnostics=described.diagnostics,
+        report=described.page,
     )
     print(
         f"{out}: codes {table.fingerprint} of store {store.fingerprint},"
-        f" from {coded.kind} vectors of {table.manifest.dimensions} numbers"
+        f" from {coded.kind} vectors of {table.manifest.dimensions} numbers; pictures in {out / 'report.html'}"
     )
-    print(format_diagnostics(diagnostics, coded.codes_per_level))
+    print(format_description(described, table.codes_per_level))
+    if "refit_figures" in coded.diagnostics:
+        print(format_changed(coded.diagnostics["refit_figures"]))
     return {
         "out": str(out),
         "fingerprint": table.fingerprint,
+        "quantizer": config.quantizer,
         "embeddings": coded.kind,
         **table.manifest.counts,
-        **diagnostics,
+        **described.summary,
     }
 
 
-@dataclass(frozen=True, eq=False)
-class Coded:
-    """Items and their codes.
-
-    Args:
-        kind: of the vectors: content, collaborative, random.
-        codes_NC: the all-zero row of an unknown item.
-        codebooks_CVd: what decodes them.
-        errors_C: relative squared error after each level.
-    """
-
-    kind: str
-    codes_NC: Codes
-    codebooks_CVd: Codebooks
-    errors_C: npt.NDArray[np.float64]
-
-    @property
-    def codes_per_level(self) -> int:
-        """V."""
-        return int(self.codebooks_CVd.shape[1])
-
-
-def _quantise(store: EventStore, events: TrainingEvents, config: FitIdsConfig) -> Coded:
-    vectors = item_vectors(store, config.embeddings, events, config.collaborative)
-    quantizer = fit_residual_quantizer(
-        vectors.vectors_nd,
-        levels=config.levels,
-        codes=config.codes,
-        beam=config.beam,
-        iterations=config.iterations,
-        seed=config.seed,
+def _quantise(
+    store: EventStore,
+    vectors: ItemVectors,
+    plays_N: npt.NDArray[np.int64],
+    config: FitIdsConfig,
+    older: OlderTable | None,
+    work: WorkFolder,
+) -> Coded:
+    sample, held_out = _drawn(vectors, config)
+    quantizer = work.quantizer(_KINDS[config.quantizer], lambda: _fitted(store, vectors, sample, config, older))
+    own_nC = work.encode(quantizer, vectors)
+    resolved = resolve(config.collisions, own_nC, plays_N[vectors.items_n], quantizer, vectors, seed=config.seed)
+    codes_NC = np.zeros((store.num_items, len(resolved.codebooks_CVd)), np.uint16)
+    codes_NC[vectors.items_n] = resolved.codes_nC
+    levels = quantizer.num_levels
+    errors_C, errors_held_out_C = (
+        None if places is None else relative_errors(quantizer, vectors.rows(places), resolved.codes_nC[places, :levels])
+        for places in (sample[:: max(1, len(sample) // ERROR_SAMPLE)], held_out)
     )
-    raw_nC = quantizer.encode(vectors.vectors_nd)
-    errors_C = quantizer.relative_errors(vectors.vectors_nd, raw_nC)
-    codes_nC, codebooks_CVd = reserve_zero_tuple(raw_nC, quantizer.codebooks_CVd)
-    codes_NC = np.zeros((store.num_items, config.levels), np.int64)
-    codes_NC[vectors.items_n] = codes_nC
-    return Coded(vectors.kind, codes_NC, codebooks_CVd, errors_C)
+    assert errors_C is not None
+    diagnostics: dict[str, Any] = {
+        "neighbour_overlap": {
+            "overlap": neighbour_overlap(vectors, quantizer, resolved.codes_nC[:, :levels], seed=config.seed),
+            "queries": min(QUERIES, len(vectors)),
+            "database": min(DATABASE, len(vectors)),
+            "k": NEIGHBOURS,
+        },
+        "moved": resolved.moved,
+    }
+    if older is not None:
+        diagnostics |= older.compared(store, codes_NC)
+    return Coded(
+        kind=vectors.kind,
+        quantizer=quantizer,
+        codes_NC=codes_NC,
+        codebooks_CVd=resolved.codebooks_CVd,
+        settings={**config.settings(), **vectors.settings()},
+        diagnostics=diagnostics,
+        errors_C=errors_C,
+        errors_held_out_C=errors_held_out_C,
+    )
+
+
+def _drawn(vectors: ItemVectors, config: FitIdsConfig) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+    """Places of the items that codebooks are fitted to, and of some that they are not: None where all are needed."""
+    generator = np.random.default_rng([config.seed, len(vectors)])
+    if len(vectors) <= config.sample:
+        return np.arange(len(vectors)), None
+    drawn = generator.choice(len(vectors), min(len(vectors), config.sample + ERROR_SAMPLE), replace=False)
+    return np.sort(drawn[: config.sample]), np.sort(drawn[config.sample :])
+
+
+def _fitted(
+    store: EventStore,
+    vectors: ItemVectors,
+    sample: npt.NDArray[np.int64],
+    config: FitIdsConfig,
+    older: OlderTable | None,
+) -> Quantizer:
+    sample_nD, levels, codes, seed = vectors.rows(sample), config.quantised_levels, config.codes, config.seed
+    items_n = vectors.items_n[sample]
+    if config.quantizer == "rq-vae":
+        quantizer: Quantizer = fit_rq_vae(sample_nD, levels=levels, codes=codes, config=config.rq_vae, seed=seed)
+    else:
+        keys = {"levels": levels, "codes": codes, "beam": config.beam, "iterations": config.iterations, "seed": seed}
+        if config.quantizer == "faiss":
+            quantizer = fit_faiss(sample_nD, **keys)
+        else:
+            start_CVd = None if older is None else older.start(store, items_n, sample_nD, vectors.kind, seed)
+            quantizer = fit_residual_kmeans(sample_nD, **keys, start_CVd=start_CVd)
+    return quantizer if older is None else older.keep_labels(quantizer, store, items_n, sample_nD)
 
 
 def _plain_ids(store: EventStore, config: FitIdsConfig) -> Coded:
     codes_NC = item_codes(store.num_items)
-    return Coded("random", codes_NC, random_codebook(store.num_items, config.seed), np.zeros(1))
-
-
-def _settings(config: FitIdsConfig, kind: str) -> dict[str, Any]:
-    """What the codes depend on beside the store; paths are left out, so that a moved table keeps its fingerprint."""
-    if config.quantizer == "item":
-        return {"quantizer": "item", "seed": config.seed}
-    settings: dict[str, Any] = {"beam": config.beam, "iterations": config.iterations, "seed": config.seed}
-    if kind == "collaborative":
-        settings["collaborative"] = dataclasses.asdict(config.collaborative)
-    return settings
+    codebook = random_codebook(store.num_items, config.seed)
+    return Coded("random", None, codes_NC, codebook, config.settings(), {}, np.zeros(0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ items.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,12 +31,13 @@ class ExactEngine:
     def __init__(self, heads: CascadedHeads, trie: CodeTrie, catalogue: RankedCatalogue) -> None:
         device = catalogue.item_order.device
         self.heads, self.catalogue = heads, catalogue
-        self.parents = [torch.from_numpy(parents).to(device) for parents in trie.parents]
-        self.codes = [torch.from_numpy(codes).to(device) for codes in trie.codes]
-        self.child_offsets = [torch.from_numpy(offsets) for offsets in trie.child_offsets]
-        leaf_sizes = torch.from_numpy(trie.leaf_offsets).diff()
+        levels = range(trie.num_levels)
+        self.parents = [torch.from_numpy(trie.parents(level)).to(device) for level in levels]
+        self.codes = [torch.from_numpy(codes.astype(np.int64)).to(device) for codes in trie.codes]
+        self.child_offsets = [torch.from_numpy(offsets.expanded()) for offsets in trie.child_offsets]
+        leaf_sizes = torch.from_numpy(trie.leaf_offsets.expanded()).diff()
         leaf_of = torch.repeat_interleave(torch.arange(len(leaf_sizes)), leaf_sizes)
-        column_of = catalogue.column_of_item.cpu()[torch.from_numpy(trie.leaf_items)]
+        column_of = catalogue.column_of_item.cpu()[torch.from_numpy(trie.leaf_items.astype(np.int64))]
         leaf_of_column = torch.empty_like(leaf_of)
         leaf_of_column[column_of] = leaf_of
         self.leaf_of_column = leaf_of_column.to(device)

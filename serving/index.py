@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.heads import CascadedHeads
-from semantic_ids.codebook import CodeTable
+from semantic_ids.code_table import CodeTable
 from serving.engine import Query, RankedCatalogue
 
 BEAMS = 32
@@ -27,8 +27,9 @@ class FaissEngine:
 
     An item's score is max over the beams of log p(beam | user) − ‖item − beam‖² / 2σ²: what the item would be worth
     if an item's vector were its code tuple's, blurred by σ. σ is half the root mean square length of a codebook row of
-    the last level, the finest difference that codes can express. The beams know nothing of the catalogue: a tuple
-    that no item carries leads to the items nearest to it, and items may come and go without the heads' knowledge.
+    the last level, the finest difference that codes can express; a level of zeros, which was added to tell items apart,
+    expresses none and is passed over. The beams know nothing of the catalogue: a tuple that no item carries leads to
+    the items nearest to it, and items may come and go without the heads' knowledge.
 
     The index is flat, so the search itself is exact; the approximation is that the distribution over items is reduced
     to a few points. One point, the expected vector, is not enough: it lies between a user's tastes, in none of them.
@@ -47,7 +48,7 @@ class FaissEngine:
     ) -> None:
         self.heads, self.catalogue, self.beams, self.near = heads, catalogue, beams, near
         self.codebooks_CVd = torch.tensor(table.codebooks_CVd, device=catalogue.item_order.device)
-        self.twice_variance = max(0.5 * float(self.codebooks_CVd[-1].square().sum(1).mean()), 1e-12)
+        self.twice_variance = max(0.5 * _finest_square(self.codebooks_CVd), 1e-12)
         items = catalogue.item_order.cpu().numpy()
         self.index = faiss.IndexFlatL2(table.codebooks_CVd.shape[2])
         self.index.add(np.ascontiguousarray(table.decode(table.codes_NC[items])))
@@ -99,6 +100,12 @@ class FaissEngine:
         return torch.from_numpy(columns).to(log_p_Bb.device).unflatten(0, log_p_Bb.shape).flatten(
             1
         ), scores_Bbk.flatten(1)
+
+
+def _finest_square(codebooks_CVd: Tensor) -> float:
+    """Mean squared length of a codebook row of the last level whose rows are not all zeros; 0 where there is none."""
+    squares_C = codebooks_CVd.square().sum(2).mean(1)
+    return float(squares_C[squares_C > 0][-1:].sum())
 
 
 def _pick(values_Bbx: Tensor, beam_Bb: Tensor) -> Tensor:

@@ -58,6 +58,27 @@ def fit_ids(
     return _one_process("fit_ids", "semantic_ids.fit", config, overrides, cpu, memMB, image, env)
 
 
+def encode_ids(
+    *overrides: str,
+    config: Optional[str] = None,
+    cpu: int = 2,
+    memMB: int = 4096,
+    image: str = "segue",
+    env: Optional[Dict[str, str]] = None,
+) -> specs.AppDef:
+    """Code new items by a fitted table: of a newer store, or of vector files (semantic_ids.encode, one process).
+
+    Args:
+        overrides: key=value …, over the file's section `encode_ids`
+        config: YAML file of the run
+        cpu: cores to ask the scheduler for
+        memMB: memory to ask the scheduler for, in MB
+        image: container image, where the scheduler runs containers
+        env: environment variables, NAME=value,NAME=value
+    """
+    return _one_process("encode_ids", "semantic_ids.encode", config, overrides, cpu, memMB, image, env)
+
+
 def train(
     *overrides: str,
     config: Optional[str] = None,

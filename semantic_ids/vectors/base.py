@@ -6,7 +6,7 @@ n items that have a vector · D vector width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,22 @@ class ItemVectors(ABC):
         Raises:
             InputError: a value is not finite.
         """
+
+    def check(self) -> None:
+        """Read everything that `rows` will read, before long work begins.
+
+        Raises:
+            InputError: with all faults found.
+        """
+        assert len(self), "vectors of no item at all are a fault of the store, told when they are made"
+
+    def settings(self) -> dict[str, Any]:
+        """What the vectors depend on beside the store, JSON-like, for a manifest; automatic values filled in."""
+        return {}
+
+    def notes(self) -> tuple[str, ...]:
+        """What the user should be told of these vectors, a sentence each; after `check`."""
+        return ()
 
     def block(self, begin: int, end: int) -> npt.NDArray[np.float32]:
         """Vectors [end - begin, D] of items_n[begin:end]; see `rows`."""

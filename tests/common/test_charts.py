@@ -165,6 +165,19 @@ def test_given_ticks_are_written_where_they_fit() -> None:
     assert_readable(chart)
 
 
+def test_lines_have_the_ticks_that_are_given() -> None:
+    ticks = [(0, "none"), (1, "one"), (2, "two"), (3, "outside")]
+    chart = line_chart([Series("a", [0, 1, 2], [1.0, 3.0, 2.0])], "x", "y", x_ticks=ticks)
+    labels = x_labels(chart)
+    assert [text for *_, text in labels] == ["none", "one", "two"]
+    middles = [(left + right) / 2 for left, right, *_ in labels]
+    assert middles == pytest.approx([x for x, _ in points_of(chart)[0]], abs=0.1)
+    assert_readable(chart)
+    alone = line_chart([Series("a", [2], [1.0])], "x", "y", x_ticks=ticks)
+    assert "<circle" in alone
+    assert_readable(alone)
+
+
 @pytest.mark.parametrize("count", [1, 5, 30, 300, 1000])
 def test_many_bars_stay_readable(count: int) -> None:
     labels = [f"1997-{index:05d}" for index in range(count)]

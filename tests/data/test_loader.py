@@ -17,7 +17,7 @@ from common.errors import InputError
 from data import schema
 from data.batches import FEATURE_KEYS, Batch, ItemFeatures
 from data.event_store import EventStore
-from data.loader import Loader, LoaderState
+from data.loader import Loader, LoaderState, item_features
 from data.sequences import Plan, SampledPrefixes, TimeStream, Windows, make_plan, request_windows, training_windows
 from data.stochastic_length import StochasticLength
 from tests.data.helpers import CODES, LEVELS, MemorySource, bags, examples_of, features_of, make_store, sources
@@ -169,6 +169,14 @@ def test_a_step_whose_targets_all_lack_codes_teaches_nothing(tmp_path: Path) -> 
     (batch,) = loader.iterate(0)
     assert (batch.target_codes_LC == -1).all()
     assert batch.loss_weight.item() == 0.5  # 2 predictions asked for, none to be learnt from
+
+
+@pytest.mark.parametrize(("codes", "dtype"), [(2**15, torch.int16), (2**15 + 1, torch.int32), (2**16, torch.int32)])
+def test_codes_of_16_bits_without_a_sign_keep_their_values(store: EventStore, codes: int, dtype: torch.dtype) -> None:
+    codes_NC = np.arange(2 * store.num_items).reshape(-1, 2) + (codes - 2 * store.num_items)
+    features = item_features(store, codes_NC.astype(np.uint16), codes)
+    assert features.codes_NC.dtype == dtype
+    assert features.codes_NC.tolist() == codes_NC.tolist()
 
 
 def test_impossible_budgets_are_told(store: EventStore) -> None:

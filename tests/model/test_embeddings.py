@@ -91,3 +91,17 @@ def test_rows_from_codebooks_do_not_depend_on_the_sign_of_singular_vectors() -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.linalg, "svd", flipped)
         assert torch.equal(rows_from_codebooks(codebooks_CVd, 4, noise_RD), expected)
+
+
+@pytest.mark.parametrize("added", [[False, False, True], [True, False, False], [True, True, True]])
+def test_a_level_of_zeros_starts_from_usual_values_and_changes_no_other(added: list[bool]) -> None:
+    codebooks_CVd = torch.randn(3, 16, 6, generator=torch.Generator().manual_seed(5))
+    codebooks_CVd[added] = 0
+    noise_RD = draw_rows(0, CODE_TABLE, 0, 48, 8, INITIAL_STD)
+    rows_CVD = rows_from_codebooks(codebooks_CVd, 8, noise_RD).view(3, 16, 8)
+    noise_CVD = noise_RD.view(3, 16, 8)
+    assert torch.equal(rows_CVD[added], noise_CVD[added])
+    others = [not each for each in added]
+    if any(others):
+        alone = rows_from_codebooks(codebooks_CVd[others], 8, noise_CVD[others].flatten(0, 1))
+        torch.testing.assert_close(rows_CVD[others].flatten(0, 1), alone)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
-from semantic_ids.codebook import CodeTable
-from semantic_ids.embeddings import CollaborativeConfig, item_vectors, training_events
+from semantic_ids.code_table import CodeTable
 from semantic_ids.fit import main
 from semantic_ids.item_ids import item_codes, random_codebook
 from semantic_ids.trie import CodeTrie
+from semantic_ids.vectors.choose import VectorsConfig, item_vectors
+from semantic_ids.vectors.collaborative import CollaborativeConfig
 
 SMALL = ["levels=2", "codes=8", "collaborative.rank=6"]
 
@@ -33,9 +34,10 @@ def test_fit_writes_a_table_that_codes_its_vectors(taste_store, tmp_path, capsys
 
     # The table decodes to the vectors within the error that it states.
     config = CollaborativeConfig(rank=6)
-    vectors = item_vectors(taste_store, "auto", training_events(taste_store), config)
+    vectors = item_vectors(taste_store, "auto", VectorsConfig(collaborative=config))
+    vectors_nd = vectors.block(0, len(vectors))
     decoded = table.decode(table.codes_NC[vectors.items_n])
-    error = np.square(vectors.vectors_nd - decoded).sum() / np.square(vectors.vectors_nd).sum()
+    error = np.square(vectors_nd - decoded).sum() / np.square(vectors_nd).sum()
     assert error == pytest.approx(table.manifest.diagnostics["levels"][-1]["relative_error"], rel=1e-5)
     assert error < 0.2
     assert summary["unique_tuples"] == len({tuple(row) for row in table.codes_NC[:43].tolist()})
@@ -91,9 +93,13 @@ def test_yaml_section(taste_store, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        (["codes=1000"], "must be a power of two; the nearest are 512 and 1024"),
+        (["quantizer=faiss", "codes=12"], "must be a power of two; the nearest are 8 and 16"),
         (["codes=64"], "`codes` is 64, but only 43 items have a vector"),
-        (["levels=1", "codes=2"], "all 2 tuples of 1 levels × 2 codes are carried by items"),
+        (["quantizer=rq-vae", "codes=64"], "`codes` is 64, but only 43 items have a vector"),
+        (["codes=70000"], "must be from 2 to 65536"),
+        (["collisions=random-level", "levels=1"], "`levels` must be at least 2"),
+        (["quantizer=item", "refit_of=codes/x"], "has no labels to keep"),
+        (["refit_of=nowhere"], "nowhere"),
         (["embeddings=content"], "holds no content embeddings"),
         (["embeddings=contents"], "did you mean"),
         (["collaborative.shift=0"], "`collaborative.shift` is 0"),
@@ -122,12 +128,112 @@ def test_out_that_is_something_else_is_not_replaced(taste_store, capsys):
     assert (taste_store.path / "items.parquet").exists()
 
 
+@pytest.mark.parametrize("quantizer", ["residual-kmeans", "rq-vae", "faiss"])
+def test_every_quantiser_gives_a_table_that_codes_anew_what_it_coded(taste_store, tmp_path, quantizer):
+    more = ["rq_vae.steps=30", "rq_vae.warm_up=5", "rq_vae.latent=8"] if quantizer == "rq-vae" else []
+    assert fit(taste_store, tmp_path / "codes", f"quantizer={quantizer}", *more) == 0
+    table = CodeTable.open(tmp_path / "codes", taste_store)
+    assert table.manifest.quantizer == table.manifest.settings["quantizer"] == quantizer
+    vectors = item_vectors(taste_store, "auto", VectorsConfig(collaborative=CollaborativeConfig(rank=6)))
+    again = table.quantizer.encode(vectors.block(0, len(vectors)))
+    np.testing.assert_array_equal(again, table.codes_NC[vectors.items_n])
+    assert again.any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("how", "codes", "levels", "shared"),
+    [("none", 7, 2, True), ("extra-level", 16, 3, False), ("random-level", 16, 2, False), ("reassign", 7, 2, False)],
+)
+def test_collisions_are_resolved_as_asked(taste_store, tmp_path, capsys, how, codes, levels, shared):
+    assert fit(taste_store, tmp_path / "codes", f"codes={codes}", f"collisions={how}", "--json") == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    table = CodeTable.open(tmp_path / "codes", taste_store)
+    known = table.codes_NC[table.known_N]
+    assert known.shape == (43, levels)
+    distinct = len(np.unique(known, axis=0))
+    assert (distinct < 43) == shared
+    assert (summary["unique_tuples"], summary["collision_rate"] > 0) == (distinct, shared)
+    # Whatever the tuples, every known item can be retrieved.
+    assert sorted(CodeTrie.of(table).leaf_items.tolist()) == list(range(43))
+
+
+def test_blended_vectors_code_what_either_kind_knows(make_store, taste_histories, taste_artists, tmp_path):
+    generator = np.random.default_rng(1)
+    content = {item: generator.standard_normal(4) for item in [*range(0, 40, 2), 45]}
+    store = make_store(taste_histories, taste_artists, content)
+    for more, known in (
+        (["embeddings=content"], set(content)),
+        (["embeddings=blended"], set(content) | set(range(41))),
+        (["embeddings=blended", "blend.collaborative_for_missing=false"], set(content)),
+    ):
+        assert fit(store, tmp_path / "codes", *more) == 0
+        assert set(np.flatnonzero(CodeTable.open(tmp_path / "codes", store).known_N).tolist()) == known
+
+
+def test_a_vector_of_zeros_is_unknown_and_equal_vectors_share_a_tuple(make_store, tmp_path, capsys):
+    generator = np.random.default_rng(1)
+    content = {item: generator.standard_normal(4) for item in range(30)}
+    content[7], content[8] = np.zeros(4), content[9]
+    store = make_store([[0, 1, 2, 3]], [[]] * 30, content)
+    assert fit(store, tmp_path / "codes") == 0
+    table = CodeTable.open(tmp_path / "codes", store)
+    assert np.flatnonzero(~table.known_N).tolist() == [7]
+    np.testing.assert_array_equal(table.codes_NC[8], table.codes_NC[9])
+    assert "zero" in capsys.readouterr().out
+
+
+def test_an_embedding_that_is_not_finite_is_named(make_store, tmp_path, capsys):
+    content = {item: np.full(4, item, float) for item in range(30)}
+    content[11][2] = np.nan
+    store = make_store([[0, 1, 2, 3]], [[]] * 30, content)
+    assert fit(store, tmp_path / "codes") == 2
+    assert "item 11" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refit_keeps_labels(make_store, taste_histories, taste_artists, tmp_path, capsys):
+    before = make_store(taste_histories, taste_artists)
+    after = make_store([*taste_histories, [1, 3, 41, 44, 1, 2]], taste_artists)
+    assert fit(before, tmp_path / "older") == 0
+    assert fit(after, tmp_path / "fresh", "seed=9") == 0
+    capsys.readouterr()
+    assert fit(after, tmp_path / "kept", "seed=9", f"refit_of={tmp_path / 'older'}") == 0
+    older, fresh, kept = (
+        CodeTable.open(tmp_path / name, store).codes_NC[:41]
+        for name, store in (("older", before), ("fresh", after), ("kept", after))
+    )
+    same = [(codes == older).all(axis=1).mean() for codes in (fresh, kept)]
+    assert same[1] > max(0.4, 3 * same[0]), same
+    assert "another tuple" in capsys.readouterr().out
+    manifest = CodeTable.open(tmp_path / "kept", after).manifest
+    figures = manifest.diagnostics["refit_figures"]
+    assert figures["items"] == 48
+    assert fit(after, tmp_path / "x", "quantizer=faiss", f"refit_of={tmp_path / 'older'}") == 2
+    assert fit(after, tmp_path / "x", "codes=4", f"refit_of={tmp_path / 'older'}") == 2
+    assert "set `levels` and `codes`" in capsys.readouterr().err
+
+
+def test_a_refit_of_content_with_new_items_keeps_most_tuples(make_store, tmp_path):
+    generator = np.random.default_rng(1)
+    centres = 3 * generator.standard_normal((8, 6))
+    content = {item: centres[item % 8] + 0.3 * generator.standard_normal(6) for item in range(330)}
+    stores = [make_store([[0, 1, 2, 3]], [[]] * n, {i: content[i] for i in range(n)}) for n in (300, 330)]
+    assert fit(stores[0], tmp_path / "older") == 0
+    for name, more in (("kept", [f"refit_of={tmp_path / 'older'}"]), ("fresh", [])):
+        assert fit(stores[1], tmp_path / name, "seed=2", *more) == 0
+    older = CodeTable.open(tmp_path / "older", stores[0]).codes_NC
+    kept, fresh = (CodeTable.open(tmp_path / name, stores[1]).codes_NC[:300] for name in ("kept", "fresh"))
+    assert (kept[:, 0] == older[:, 0]).all()
+    assert (kept == older).all(axis=1).mean() > 0.8
+    assert (fresh == older).all(axis=1).mean() < 0.3
+
+
 def test_plain_item_ids(taste_store, tmp_path, capsys):
     assert main([f"store={taste_store.path}", f"out={tmp_path / 'codes'}", "quantizer=item"]) == 0
     table = CodeTable.open(tmp_path / "codes", taste_store)
     assert table.codes_NC[:, 0].tolist() == list(range(1, 49)), "items that training has not seen have ids as well"
     assert table.known_N.all()
-    assert (table.num_levels, table.codes_per_level) == (1, 64)
+    assert (table.num_levels, table.codes_per_level) == (1, 49)
     assert "48 distinct tuples" in capsys.readouterr().out
     decoded = table.decode(table.codes_NC)
     np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, rtol=1e-5)

@@ -6,6 +6,7 @@ B users · D width · C code levels · V codes per level · N items · d item ve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from model.config import HeadsConfig, Vocabulary
 from model.heads import CascadedHeads
-from semantic_ids.codebook import CodeTable, Manifest
+from semantic_ids.code_table import CodeTable
+from semantic_ids.code_table_files import Manifest
 from serving.engine import Query
 
 WIDTH = 6
@@ -28,8 +30,9 @@ def code_table(
     random = np.random.default_rng(seed)
     codebooks = random.normal(size=(levels, codes_per_level, width)) * 0.5 ** np.arange(levels)[:, None, None]
     plays = random.integers(0, 4, num_items) if plays_N is None else plays_N
-    manifest = Manifest("", 1, "", "", levels, codes_per_level, width, "content", {}, {}, {}, {})
-    return CodeTable(manifest, codes_NC.astype(np.int64), codebooks.astype(np.float32), plays.astype(np.int64))
+    manifest = Manifest("", 2, "", "", levels, codes_per_level, width, "", {}, "content", {}, {}, {}, {})
+    codes = codes_NC.astype(np.uint16)
+    return CodeTable(manifest, Path("nowhere"), codes, codebooks.astype(np.float32), plays.astype(np.int64))
 
 
 def make_heads(levels: int, codes: int, *, gated: bool = True, seed: int = 0, sharpness: float = 1.0) -> CascadedHeads:

@@ -99,6 +99,16 @@ def test_a_list_cut_among_items_of_one_tuple_holds_the_right_ones(k: int, users:
             assert found == members[: len(found)]
 
 
+def test_a_level_that_only_tells_items_apart_blurs_as_if_it_were_not_there() -> None:
+    table = code_table(np.random.default_rng(3).integers(0, 4, (20, 2)), 4)
+    longer = code_table(np.random.default_rng(3).integers(0, 4, (20, 3)), 4)
+    longer.codebooks_CVd[:2], longer.codebooks_CVd[2] = table.codebooks_CVd, 0
+    engines = [
+        FaissEngine(make_heads(each.num_levels, 4), each, ranked_catalogue(each, CPU)) for each in (table, longer)
+    ]
+    assert engines[0].twice_variance == engines[1].twice_variance > 1e-3
+
+
 def test_equal_codebook_rows_of_the_last_level_are_no_division_by_zero() -> None:
     table = code_table(np.array([[1], [1], [0]]), 2)
     table.codebooks_CVd[:] = 0

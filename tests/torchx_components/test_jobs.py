@@ -17,7 +17,13 @@ from torchx_components import jobs
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "torchx_components" / "jobs.py"
-COMPONENTS = {"prepare": jobs.prepare, "fit_ids": jobs.fit_ids, "train": jobs.train, "evaluate": jobs.evaluate}
+COMPONENTS = {
+    "prepare": jobs.prepare,
+    "fit_ids": jobs.fit_ids,
+    "encode_ids": jobs.encode_ids,
+    "train": jobs.train,
+    "evaluate": jobs.evaluate,
+}
 DISTRIBUTED = ("train", "evaluate")
 
 CONFIG = """
@@ -32,6 +38,10 @@ fit_ids:
   out: {folder}/codes $HOME    # what a shell or TorchX might take for something else
   levels: 2
   codes: 8
+encode_ids:
+  store: ${{prepare.out}}
+  codes: ${{fit_ids.out}}
+  out: {folder}/codes-again
 train:
   run: {folder}/run
   store: ${{prepare.out}}
@@ -69,6 +79,8 @@ def test_a_whole_run_through_torchx(tmp_path: Path) -> None:
     run("prepare")
     run("fit_ids", f"out={tmp_path}/codes $HOME", "iterations=2")
     assert (tmp_path / "codes $HOME" / "manifest.json").exists()
+    run("encode_ids", f"codes={tmp_path}/codes $HOME")
+    assert (tmp_path / "codes-again" / "manifest.json").exists()
     run("train", "-j", "1x2", "--env", "OMP_NUM_THREADS=1", "epochs=1", f"codes={tmp_path}/codes $HOME")
     checkpoints = list((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"))
     (manifest,) = (json.loads(path.read_text()) for path in checkpoints)
