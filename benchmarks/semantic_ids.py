@@ -25,11 +25,11 @@ import torch
 
 from benchmarks.harness import Findings, measure, run, table
 from benchmarks.trie_steps import build_and_measure, clustered_codes, measure_steps
-from semantic_ids.code_table import CodeTable
+from semantic_ids.codes.code_table import CodeTable
+from semantic_ids.codes.trie import CodeTrie
 from semantic_ids.quantizers.base import Quantizer
 from semantic_ids.quantizers.faiss_reference import FaissResidual, fit_faiss
 from semantic_ids.quantizers.residual_kmeans import ResidualKMeans, fit_residual_kmeans
-from semantic_ids.trie import CodeTrie
 
 THREADS = 2
 LEVELS, CODES, WIDTH = 8, 1024, 128

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 
 from common.seeding import derive_seed
-from semantic_ids.trie import CodeTrie, build_trie
-from semantic_ids.trie_steps import TrieSteps
+from semantic_ids.codes.trie import CodeTrie, build_trie
+from semantic_ids.codes.trie_steps import TrieSteps
 
 Codes = npt.NDArray[np.uint16]
 

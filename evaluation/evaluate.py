@@ -31,8 +31,8 @@ from evaluation.evaluator import Evaluation, evaluate_windows
 from evaluation.outputs import EVENTS, FIGURES, RANKS, REPORT, output_path
 from evaluation.report import render_report
 from model.config import BACKENDS, ModelConfig
-from semantic_ids.code_table import CodeTable
-from semantic_ids.trie import CodeTrie
+from semantic_ids.codes.code_table import CodeTable
+from semantic_ids.codes.trie import CodeTrie
 from serving import checkpoints
 from serving.engine import Engine, ranked_catalogue
 from serving.exact import ExactEngine

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.config import REQUIRED, group, option
 from common.errors import InputError
-from semantic_ids.collisions import COLLISIONS
+from semantic_ids.codes.collisions import COLLISIONS
 from semantic_ids.quantizers.base import MAX_CODES
 from semantic_ids.quantizers.faiss_reference import check_codes_per_level
 from semantic_ids.quantizers.rq_vae import RqVaeConfig

@@ -24,10 +24,10 @@ from common.config import REQUIRED, option, run_entry
 from common.errors import InputError
 from data.event_store import EventStore
 from data.output_folder import check_apart
-from semantic_ids.code_table import CodeTable, check_replaceable
-from semantic_ids.encoded_folder import check_folder, encode_files
-from semantic_ids.newer_store import encode_store
-from semantic_ids.vector_files import VectorFiles
+from semantic_ids.codes.code_table import CodeTable, check_replaceable
+from semantic_ids.lifecycle.encoded_folder import check_folder, encode_files
+from semantic_ids.lifecycle.newer_store import encode_store
+from semantic_ids.lifecycle.vector_files import VectorFiles
 
 
 @dataclass

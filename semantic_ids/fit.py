@@ -21,20 +21,20 @@ import numpy.typing as npt
 
 from common.config import run_entry
 from data.event_store import EventStore
-from semantic_ids.code_table import check_replaceable, write_code_table
-from semantic_ids.collisions import resolve
+from semantic_ids.codes.code_table import check_replaceable, write_code_table
+from semantic_ids.codes.collisions import resolve
+from semantic_ids.codes.item_ids import item_codes, random_codebook
 from semantic_ids.config import PLAIN, FitIdsConfig
-from semantic_ids.description import describe_table, format_description
 from semantic_ids.encoding import ERROR_SAMPLE, WorkFolder, relative_errors, work_folder
-from semantic_ids.item_ids import item_codes, random_codebook
-from semantic_ids.matching import format_changed
-from semantic_ids.neighbours import DATABASE, NEIGHBOURS, QUERIES, neighbour_overlap
+from semantic_ids.lifecycle.matching import format_changed
+from semantic_ids.lifecycle.refit import OlderTable
+from semantic_ids.quality.description import describe_table, format_description
+from semantic_ids.quality.neighbours import DATABASE, NEIGHBOURS, QUERIES, neighbour_overlap
 from semantic_ids.quantizers.base import Codebooks, Codes, Quantizer
 from semantic_ids.quantizers.faiss_reference import FaissResidual, fit_faiss
 from semantic_ids.quantizers.residual_kmeans import ResidualKMeans, fit_residual_kmeans
 from semantic_ids.quantizers.rq_vae import RqVae
 from semantic_ids.quantizers.rq_vae_training import fit_rq_vae
-from semantic_ids.refit import OlderTable
 from semantic_ids.vectors.base import ItemVectors
 from semantic_ids.vectors.choose import item_vectors
 from semantic_ids.vectors.events import training_events

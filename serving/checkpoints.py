@@ -27,7 +27,7 @@ from data.event_store import EventStore
 from model.config import ModelConfig, Vocabulary
 from model.embeddings import CODE_TABLE, INITIAL_STD, build_embeddings, draw_rows, rows_from_codebooks
 from model.recommender import Recommender
-from semantic_ids.code_table import CodeTable
+from semantic_ids.codes.code_table import CodeTable
 from sharding.apply import shard_model
 from sharding.planner import row_wise_plan
 from sharding.world import World

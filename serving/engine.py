@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from semantic_ids.code_table import CodeTable
+from semantic_ids.codes.code_table import CodeTable
 
 
 @dataclass(frozen=True)

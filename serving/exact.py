@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.heads import CascadedHeads
-from semantic_ids.trie import CodeTrie
+from semantic_ids.codes.trie import CodeTrie
 from serving.engine import Query, RankedCatalogue
 
 _BLOCK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}

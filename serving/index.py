@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.heads import CascadedHeads
-from semantic_ids.code_table import CodeTable
+from semantic_ids.codes.code_table import CodeTable
 from serving.engine import Query, RankedCatalogue
 
 BEAMS = 32

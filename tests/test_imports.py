@@ -116,7 +116,7 @@ def test_an_import_the_wrong_way_is_found(line: str, tmp_path: Path) -> None:
         "from torchrec.distributed.types import ShardingType",
         "x = torch.distributed.get_rank()",
         "from data.event_store import EventStore",
-        "from semantic_ids.code_table import CodeTable",
+        "from semantic_ids.codes.code_table import CodeTable",
         "from common.files import fsync_path",
         "from pathlib import Path",
         "def f():\n    return open('x')",

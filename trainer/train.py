@@ -29,8 +29,8 @@ from data.stochastic_length import attention_sparsity, sparsity
 from evaluation.evaluator import evaluate_windows
 from evaluation.outputs import all_outputs
 from model.config import Vocabulary
-from semantic_ids.code_table import CodeTable
-from semantic_ids.trie import CodeTrie
+from semantic_ids.codes.code_table import CodeTable
+from semantic_ids.codes.trie import CodeTrie
 from serving import checkpoints
 from serving.engine import ranked_catalogue
 from serving.exact import ExactEngine

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import trie_steps
 from benchmarks.trie_steps import build_and_measure, clustered_codes, measure_steps
-from semantic_ids.trie import CodeTrie
+from semantic_ids.codes.trie import CodeTrie
 
 
 def test_codes_have_the_shape_of_a_music_catalogue() -> None:

@@ -21,7 +21,7 @@ from data.event_store import EventStore
 from evaluation import evaluate, metrics
 from model.config import ModelConfig, Vocabulary
 from semantic_ids import fit
-from semantic_ids.code_table import CodeTable
+from semantic_ids.codes.code_table import CodeTable
 from serving import checkpoints
 from sharding.world import open_world
 from tests.conftest import Prepared

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.event_store import EventStore
-from semantic_ids import encoded_folder, vector_files
-from semantic_ids.code_table import CodeTable, write_code_table
-from semantic_ids.collisions import resolve
-from semantic_ids.diagnostics import diagnose
+from semantic_ids.codes.code_table import CodeTable, write_code_table
+from semantic_ids.codes.collisions import resolve
+from semantic_ids.codes.tuples import order_items
 from semantic_ids.encode import main
-from semantic_ids.tuples import order_items
+from semantic_ids.lifecycle import encoded_folder, vector_files
+from semantic_ids.quality.diagnostics import diagnose
 from semantic_ids.vectors.content import ContentVectors
 from semantic_ids.vectors.events import training_events
 from tests.semantic_ids.conftest import MakeStore
@@ -340,7 +340,7 @@ def slow(self, vectors):
         signal.pause()
     return own(self, vectors)
 PlainQuantizer.encode = slow
-from semantic_ids import vector_files
+from semantic_ids.lifecycle import vector_files
 vector_files.BLOCK_BYTES = 4 * {width} * 10
 sys.exit(encode.main({keys!r}))
 """

@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import InputError
 from semantic_ids import encoding
-from semantic_ids.code_table import CodeTable
+from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.encoding import relative_errors, work_folder
 from semantic_ids.fit import main
 from tests.semantic_ids.conftest import MakeStore
@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 KILLED = """
 import sys
 import numpy as np
-from semantic_ids import encoding, fit
+from semantic_ids import encoding
+from semantic_ids import fit
 from semantic_ids.quantizers.residual_kmeans import ResidualKMeans
 encoding.PART_ROWS = 8
 encode, calls = ResidualKMeans.encode, 0

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
-from semantic_ids.code_table import CodeTable
+from semantic_ids.codes.code_table import CodeTable
+from semantic_ids.codes.item_ids import item_codes, random_codebook
+from semantic_ids.codes.trie import CodeTrie
 from semantic_ids.fit import main
-from semantic_ids.item_ids import item_codes, random_codebook
-from semantic_ids.trie import CodeTrie
 from semantic_ids.vectors.choose import VectorsConfig, item_vectors
 from semantic_ids.vectors.collaborative import CollaborativeConfig
 

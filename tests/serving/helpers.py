@@ -15,8 +15,8 @@ from torch import Tensor
 
 from model.config import HeadsConfig, Vocabulary
 from model.heads import CascadedHeads
-from semantic_ids.code_table import CodeTable
-from semantic_ids.code_table_files import Manifest
+from semantic_ids.codes.code_table import CodeTable
+from semantic_ids.codes.code_table_files import Manifest
 from serving.engine import Query
 
 WIDTH = 6

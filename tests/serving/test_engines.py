@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semantic_ids.trie import CodeTrie
+from semantic_ids.codes.trie import CodeTrie
 from serving.engine import Engine, RankedCatalogue, ranked_catalogue
 from serving.exact import ExactEngine
 from serving.index import FaissEngine

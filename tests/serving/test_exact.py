@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 import serving.exact
-from semantic_ids.trie import CodeTrie
+from semantic_ids.codes.trie import CodeTrie
 from serving.engine import ranked_catalogue
 from serving.exact import ExactEngine
 from tests.serving.helpers import Case, cases, code_table, hidden, log_probability, make_heads, query_of

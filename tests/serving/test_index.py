@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from semantic_ids.trie import CodeTrie
+from semantic_ids.codes.trie import CodeTrie
 from serving.engine import ranked_catalogue
 from serving.exact import ExactEngine
 from serving.index import FaissEngine

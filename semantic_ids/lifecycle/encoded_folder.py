@@ -40,10 +40,10 @@ from common.errors import InputError
 from common.files import fsync_path, read_json_object, write_json_atomically
 from common.progress import Progress
 from data.parquet_io import open_parquet, parquet_blocks, parquet_writer
-from semantic_ids.code_table import CodeTable, known_rows
+from semantic_ids.codes.code_table import CodeTable, known_rows
+from semantic_ids.lifecycle.seen_ids import SeenIds, first_repeat, names_of
+from semantic_ids.lifecycle.vector_files import Block, VectorFiles
 from semantic_ids.quantizers.base import Codes, Quantizer
-from semantic_ids.seen_ids import SeenIds, first_repeat, names_of
-from semantic_ids.vector_files import Block, VectorFiles
 
 FORMAT = "segue-codes"
 FORMAT_VERSION = 1

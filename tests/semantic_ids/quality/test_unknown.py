@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from data import schema
 from data.event_store import EventStore
-from semantic_ids import unknown
-from semantic_ids.unknown import auc, deciles, format_unknown, information, unknown_figures
+from semantic_ids.quality import unknown
+from semantic_ids.quality.unknown import auc, deciles, format_unknown, information, unknown_figures
 from tests.data.written_log import Event, WrittenLog, written_logs
 
 

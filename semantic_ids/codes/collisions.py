@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.seeding import derive_seed
+from semantic_ids.codes.reassignment import reassign
+from semantic_ids.codes.tuples import find, order_items, pack
 from semantic_ids.quantizers.base import Codebooks, Codes, Quantizer
-from semantic_ids.reassignment import reassign
-from semantic_ids.tuples import find, order_items, pack
 from semantic_ids.vectors.base import ItemVectors
 
 COLLISIONS = ("none", "extra-level", "random-level", "reassign")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantic_ids.tuples import contains, find, find_within, order_items, pack
+from semantic_ids.codes.tuples import contains, find, find_within, order_items, pack
 
 CODES = (2, 3, 8, 1000, 1024, 65536)
 

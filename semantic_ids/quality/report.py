@@ -18,7 +18,7 @@ from common.charts import Series, bar_chart, line_chart
 from common.html_page import cards, figure, heading, note, side_by_side, table
 from common.html_page import page as frame
 from common.progress import format_count
-from semantic_ids.unknown import PARTS, PLAYED_HALF
+from semantic_ids.quality.unknown import PARTS, PLAYED_HALF
 
 Figures = Mapping[str, Any]
 

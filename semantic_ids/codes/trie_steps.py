@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from semantic_ids.offsets import BLOCK, BLOCK_BITS, Offsets
-from semantic_ids.trie import CodeTrie
+from semantic_ids.codes.offsets import BLOCK, BLOCK_BITS, Offsets
+from semantic_ids.codes.trie import CodeTrie
 
 
 @dataclass(frozen=True)

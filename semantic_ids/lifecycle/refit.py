@@ -20,8 +20,8 @@ import pyarrow as pa
 from common.errors import InputError
 from common.seeding import derive_seed
 from data.event_store import EventStore
-from semantic_ids.code_table import CodeTable
-from semantic_ids.matching import changed, changed_rows, check_matchable, common_items, match_labels, relabel
+from semantic_ids.codes.code_table import CodeTable
+from semantic_ids.lifecycle.matching import changed, changed_rows, check_matchable, common_items, match_labels, relabel
 from semantic_ids.quantizers.base import Codebooks, Codes, Quantizer, Vectors
 
 Items = npt.NDArray[np.int64]

@@ -37,7 +37,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from common.errors import InputError
-from semantic_ids.code_table import known_rows
+from semantic_ids.codes.code_table import known_rows
 from semantic_ids.quantizers.base import Codebooks, Codes, Quantizer
 
 Labels = npt.NDArray[np.int64]

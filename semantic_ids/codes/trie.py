@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from common.errors import InputError
 from common.files import read_json_object, write_folder_aside, write_json_atomically
-from semantic_ids.offsets import Offsets, faults_of
-from semantic_ids.tuples import find_within, order_items
+from semantic_ids.codes.offsets import Offsets, faults_of
+from semantic_ids.codes.tuples import find_within, order_items
 
 FOLDER = "trie"
 """Of a code table's folder."""

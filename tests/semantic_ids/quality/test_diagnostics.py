@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantic_ids import diagnostics
-from semantic_ids.diagnostics import code_counts, diagnose, format_diagnostics, unique_prefixes, usage_curves
+from semantic_ids.quality import diagnostics
+from semantic_ids.quality.diagnostics import code_counts, diagnose, format_diagnostics, unique_prefixes, usage_curves
 
 CODES = np.array([[0, 1], [1, 1], [2, 1], [3, 1], [0, 1], [1, 1], [2, 1], [3, 1]], np.uint16)
 ERRORS = np.array([0.5, 0.25])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
-from semantic_ids.item_ids import WIDTH, item_codes, random_codebook
+from semantic_ids.codes.item_ids import WIDTH, item_codes, random_codebook
 
 
 @pytest.mark.parametrize("items", [1, 2, 300, 65535])

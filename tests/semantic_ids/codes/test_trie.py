@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 
 from common.errors import InputError
-from semantic_ids.trie import CodeTrie, build_trie
-from tests.semantic_ids.trie_helpers import Catalogue, catalogues, groups_of, long_tails, prefixes_of
+from semantic_ids.codes.trie import CodeTrie, build_trie
+from tests.semantic_ids.codes.trie_helpers import Catalogue, catalogues, groups_of, long_tails, prefixes_of
 
 
 def same(one: CodeTrie, other: CodeTrie) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from semantic_ids.drift import (
+from semantic_ids.lifecycle.drift import (
     LEAST_ITEMS,
     ErrorSums,
     divergence_bits,

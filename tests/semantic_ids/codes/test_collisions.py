@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantic_ids import collisions, reassignment
-from semantic_ids.collisions import COLLISIONS, resolve
+from semantic_ids.codes import collisions, reassignment
+from semantic_ids.codes.collisions import COLLISIONS, resolve
 from semantic_ids.quantizers.base import Quantizer, sum_of_rows
 from semantic_ids.vectors.base import ItemVectors
 

@@ -27,7 +27,7 @@ from common.errors import InputError
 from common.files import read_json_object, sha256_of_file, write_folder_aside, write_json_atomically
 from data.event_store import EventStore
 from data.parquet_io import parquet_writer
-from semantic_ids.code_table_files import (
+from semantic_ids.codes.code_table_files import (
     BLOCK_ROWS,
     CODEBOOKS,
     CODES,
@@ -50,9 +50,9 @@ from semantic_ids.code_table_files import (
     read_manifest,
     read_quantizer,
 )
+from semantic_ids.codes.trie import build_trie
+from semantic_ids.codes.tuples import order_items
 from semantic_ids.quantizers.base import Codebooks, Codes, Quantizer, sum_of_rows
-from semantic_ids.trie import build_trie
-from semantic_ids.tuples import order_items
 
 __all__ = ["MANIFEST", "CodeTable", "Manifest", "check_replaceable", "known_rows", "read_manifest", "write_code_table"]
 

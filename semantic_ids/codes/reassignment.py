@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from common.progress import Progress
 from common.seeding import derive_seed
+from semantic_ids.codes.tuples import find, order_items, pack
 from semantic_ids.quantizers.base import Codes, Quantizer, Vectors, sum_of_rows
-from semantic_ids.tuples import find, order_items, pack
 from semantic_ids.vectors.base import ItemVectors
 
 NEAREST = 32

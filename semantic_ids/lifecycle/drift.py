@@ -28,8 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.seeding import derive_seed
+from semantic_ids.codes.tuples import order_items
 from semantic_ids.quantizers.base import Codes
-from semantic_ids.tuples import order_items
 
 Counts = npt.NDArray[np.int64]
 

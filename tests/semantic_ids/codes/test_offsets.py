@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantic_ids.offsets import Offsets, faults_of
+from semantic_ids.codes.offsets import Offsets, faults_of
 
 
 @st.composite

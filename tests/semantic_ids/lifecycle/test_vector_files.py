@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from semantic_ids import vector_files
-from semantic_ids.vector_files import VectorFiles
+from semantic_ids.lifecycle import vector_files
+from semantic_ids.lifecycle.vector_files import VectorFiles
 
 ROWS, WIDTH = 40, 3
 

@@ -16,9 +16,9 @@ from common.config import option, run_entry
 from common.errors import InputError
 from common.files import fingerprint_of, sha256_of_file
 from data.event_store import EventStore
-from semantic_ids import code_table, code_table_files
-from semantic_ids.code_table import CodeTable, check_replaceable, write_code_table
-from semantic_ids.code_table_files import CODEBOOKS, CODES, MANIFEST, known_rows
+from semantic_ids.codes import code_table, code_table_files
+from semantic_ids.codes.code_table import CodeTable, check_replaceable, write_code_table
+from semantic_ids.codes.code_table_files import CODEBOOKS, CODES, MANIFEST, known_rows
 from semantic_ids.quantizers.base import Quantizer, sum_of_rows
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantic_ids import neighbours
-from semantic_ids.neighbours import nearest, neighbour_overlap
+from semantic_ids.quality import neighbours
+from semantic_ids.quality.neighbours import nearest, neighbour_overlap
 from semantic_ids.quantizers.base import Codes, Quantizer, Vectors, sum_of_rows
 from semantic_ids.vectors.base import ItemVectors
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantic_ids.seen_ids import SeenIds, first_repeat, names_of
+from semantic_ids.lifecycle.seen_ids import SeenIds, first_repeat, names_of
 
 
 @given(st.lists(st.text(max_size=3) | st.sampled_from(["a", "b", "c", "d"]), max_size=30))

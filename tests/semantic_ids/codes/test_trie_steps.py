@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from semantic_ids.trie import CodeTrie, build_trie
-from semantic_ids.trie_steps import Beams, TrieSteps
-from tests.semantic_ids.trie_helpers import Catalogue, catalogues, groups_of, long_tails, prefixes_of
+from semantic_ids.codes.trie import CodeTrie, build_trie
+from semantic_ids.codes.trie_steps import Beams, TrieSteps
+from tests.semantic_ids.codes.trie_helpers import Catalogue, catalogues, groups_of, long_tails, prefixes_of
 
 Prefix = tuple[int, ...]
 

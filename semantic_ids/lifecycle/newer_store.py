@@ -20,12 +20,12 @@ import numpy.typing as npt
 from common.errors import InputError
 from common.progress import Progress
 from data.event_store import EventStore
-from semantic_ids.code_table import CodeTable, known_rows, write_code_table
-from semantic_ids.collisions import COLLISIONS, resolve
-from semantic_ids.description import describe_table, format_description
-from semantic_ids.drift import ErrorSums, drift, drift_rows, format_drift
+from semantic_ids.codes.code_table import CodeTable, known_rows, write_code_table
+from semantic_ids.codes.collisions import COLLISIONS, resolve
 from semantic_ids.encoding import ERROR_SAMPLE, relative_errors
-from semantic_ids.matching import common_items
+from semantic_ids.lifecycle.drift import ErrorSums, drift, drift_rows, format_drift
+from semantic_ids.lifecycle.matching import common_items
+from semantic_ids.quality.description import describe_table, format_description
 from semantic_ids.quantizers.base import Codes, Quantizer
 from semantic_ids.vectors.base import ItemVectors
 from semantic_ids.vectors.content import ContentVectors

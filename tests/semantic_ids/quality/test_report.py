@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semantic_ids.diagnostics import diagnose, usage_curves
-from semantic_ids.report import page
-from semantic_ids.unknown import unknown_figures
+from semantic_ids.quality.diagnostics import diagnose, usage_curves
+from semantic_ids.quality.report import page
+from semantic_ids.quality.unknown import unknown_figures
 from tests.common.html_reader import Page
 from tests.data.written_log import Event, WrittenLog
 

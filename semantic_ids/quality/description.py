@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from data.event_store import EventStore
-from semantic_ids.code_table_files import known_rows
-from semantic_ids.diagnostics import diagnose, format_diagnostics, usage_curves
+from semantic_ids.codes.code_table_files import known_rows
+from semantic_ids.codes.tuples import order_items
+from semantic_ids.quality.diagnostics import diagnose, format_diagnostics, usage_curves
+from semantic_ids.quality.report import page
+from semantic_ids.quality.unknown import format_unknown, unknown_figures
 from semantic_ids.quantizers.base import Codebooks, Codes
-from semantic_ids.report import page
-from semantic_ids.tuples import order_items
-from semantic_ids.unknown import format_unknown, unknown_figures
 
 
 @dataclass(frozen=True)

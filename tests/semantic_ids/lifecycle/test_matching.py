@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from semantic_ids.matching import (
+from semantic_ids.lifecycle.matching import (
     MOST_CODES,
     changed,
     changed_rows,

@@ -1,0 +1,1 @@
+"""What items carry: tuples of codes, the table that holds them, the trie over them."""

@@ -1,0 +1,1 @@
+"""New items, drift, and a refit that keeps labels."""

@@ -1,0 +1,1 @@
+"""How good a code table is, in figures and pictures."""
