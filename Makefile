@@ -45,6 +45,7 @@ bench: $(STAMP)
 	$(RUN) -m benchmarks.data --quick
 	$(RUN) -m benchmarks.attention --quick
 	$(RUN) -m benchmarks.activations --quick
+	$(RUN) -m benchmarks.semantic_ids --quick
 
 gpu-check: $(STAMP)
 	$(RUN) -m benchmarks.gpu_check

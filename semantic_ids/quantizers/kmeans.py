@@ -5,8 +5,8 @@ Three things make it faster than the textbook's at equal or lower error (benchma
 - *Start by direction.* Random vectors are the usual start, but residuals differ in length, and the shortest of them
   attract nearly all vectors in the first pass, since a far centroid pays for its own length. That never quite heals,
   and deepens the hourglass of later levels. So the first pass assigns by angle.
-- *A growing sample.* Early passes need no precision: two in five read an eighth of the sample, a fifth each a quarter,
-  a half and all of it.
+- *A growing sample.* Early passes need no precision: most read an eighth of the sample, a fifth of them a quarter, a
+  fifth a half, and only the last reads all of it.
 - *Over-relaxation.* A centroid moves 1.8 times as far as the mean of its vectors; the last pass moves it onto the mean.
 
 n vectors · V centroids · d width.
@@ -75,11 +75,8 @@ def assign(vectors_nd: Tensor, centroids_Vd: Tensor) -> Tensor:
 def _sizes(n: int, centroids: int, iterations: int) -> list[int]:
     """How many vectors each pass reads."""
     fewest = min(n, max(_FEWEST, centroids * _FEWEST_A_CENTROID))
-    quarters = [max(1, iterations // 5)] * 3 if iterations >= 4 else [1] * max(0, iterations - 1)
-    shares = [1 / 8] * (iterations - sum(quarters)) + [
-        share for share, count in zip((1 / 4, 1 / 2, 1), quarters[-3:], strict=False) for _ in range(count)
-    ]
-    shares[-1] = 1.0
+    fifth = iterations // 5
+    shares = ([1 / 8] * (iterations - 2 * fifth - 1) + [1 / 4] * fifth + [1 / 2] * fifth + [1.0])[-iterations:]
     return [max(fewest, round(n * share)) for share in shares]
 
 

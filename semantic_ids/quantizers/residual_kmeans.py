@@ -70,7 +70,7 @@ class ResidualKMeans(Quantizer):
         residual_nD, codes = vectors_nD.clone(), []
         for level in self._levels:
             codes.append(level.nearest(residual_nD))
-            residual_nD -= level.codebook_Vd[codes[-1]]
+            residual_nD -= level.codebook_Vd.index_select(0, codes[-1])
         return torch.stack(codes, dim=1)
 
     def _beam_search(self, vectors_nD: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def test_passes_grow_and_end_with_all_vectors(iterations):
     assert len(sizes) == iterations
     assert sizes == sorted(sizes)
     assert sizes[-1] == 1_000_000
-    assert sizes[0] == (1_000_000 if iterations == 1 else 125_000 if iterations > 3 else sizes[0])
+    assert sizes[0] == (1_000_000 if iterations == 1 else 125_000)
     assert module._sizes(1_000_000, 40_000, iterations)[0] >= 400_000
 
 
