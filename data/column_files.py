@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -72,6 +73,19 @@ def open_column(path: Path, dtype: np.dtype[Any], rows: int, width: int | None =
         )
     values: np.ndarray = mapped.view(np.ndarray)  # a plain array: slices of a memmap cost more than they should
     return values
+
+
+def forget_pages(column: np.ndarray) -> None:
+    """Let go of what was read of a mapped column, which counts as this process's memory until then.
+
+    The bytes stay in the page cache as long as there is room, so reading them again is cheap. An array that is not
+    mapped is left alone.
+    """
+    owner: Any = column
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def read_block(path: Path, dtype: np.dtype[Any], first: int, rows: int) -> np.ndarray:

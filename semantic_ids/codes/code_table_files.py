@@ -294,7 +294,10 @@ def _quantizer_class(name: str, file: Path) -> type[Quantizer]:
         from semantic_ids.quantizers import rq_vae  # noqa: F401
     elif name == "residual-kmeans":
         from semantic_ids.quantizers import residual_kmeans  # noqa: F401
-    for kind in Quantizer.__subclasses__():
-        if kind.name == name:
+    kinds = Quantizer.__subclasses__()
+    while kinds:
+        kind = kinds.pop()
+        if getattr(kind, "name", None) == name:  # those between have none
             return kind
+        kinds += kind.__subclasses__()
     raise InputError(f"{file}: `quantizer` is {name!r}, which this release does not know; {_AGAIN}")

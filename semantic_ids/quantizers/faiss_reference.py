@@ -5,18 +5,14 @@ C code levels · V codes per level · n vectors · D vector width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from common.errors import InputError
 from common.progress import Progress
 from common.seeding import derive_seed
-from semantic_ids.quantizers.base import Codebooks, Codes, Quantizer, Vectors, check_fittable, sum_of_rows
-from semantic_ids.quantizers.residual_kmeans import TRAINING_VECTORS_PER_CODE, beam_of, codebooks_of
+from semantic_ids.quantizers.base import Codebooks, Codes, Vectors, check_fittable
+from semantic_ids.quantizers.residual import ResidualQuantizer, training_vectors
 
 _BLOCK = 65536
 """Vectors coded at a time: bounds what the beam search holds."""
@@ -36,26 +32,20 @@ def check_codes_per_level(codes: int) -> None:
         )
 
 
-class FaissResidual(Quantizer):
+class FaissResidual(ResidualQuantizer):
     """FAISS's `ResidualQuantizer` behind our interface."""
 
     name = "faiss"
 
     def __init__(self, codebooks_CVd: Codebooks, *, beam: int) -> None:
         """Take fitted codebooks, float32, V a power of two."""
+        super().__init__(codebooks_CVd, beam=beam)
         levels, codes, width = codebooks_CVd.shape
         check_codes_per_level(codes)
-        self.codebooks_CVd = np.ascontiguousarray(codebooks_CVd, np.float32)
-        self.beam = beam
         self._faiss = faiss.ResidualQuantizer(width, levels, codes.bit_length() - 1)
         self._faiss.max_beam_size = beam
         faiss.copy_array_to_vector(self.codebooks_CVd.ravel(), self._faiss.codebooks)
         self._faiss.is_trained = True
-
-    @property
-    def vector_width(self) -> int:
-        """D."""
-        return int(self.codebooks_CVd.shape[2])
 
     def encode(self, vectors_nD: Vectors) -> Codes:
         """See `Quantizer.encode`."""
@@ -70,27 +60,6 @@ class FaissResidual(Quantizer):
             codes_nC[place, -1] = 1 + np.square(residual_D - self.codebooks_CVd[-1, 1:]).sum(axis=1).argmin()
         return codes_nC
 
-    def project(self, vectors_nD: Vectors) -> Vectors:
-        """The vectors themselves."""
-        return vectors_nD
-
-    def reconstruct(self, codes_nl: Codes) -> Vectors:
-        """See `Quantizer.reconstruct`."""
-        return sum_of_rows(self.codebooks_CVd, codes_nl)
-
-    def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """See `Quantizer.arrays`."""
-        return {"codebooks": self.codebooks_CVd}
-
-    def settings(self) -> dict[str, Any]:
-        """See `Quantizer.settings`."""
-        return {"beam": self.beam}
-
-    @classmethod
-    def load(cls, arrays: Mapping[str, npt.NDArray[np.float32]], settings: Mapping[str, Any]) -> FaissResidual:
-        """See `Quantizer.load`."""
-        return cls(codebooks_of(arrays), beam=beam_of(settings))
-
 
 def fit_faiss(vectors_nD: Vectors, *, levels: int, codes: int, beam: int, iterations: int, seed: int) -> FaissResidual:
     """Fit codebooks by plain k-means on the residuals.
@@ -103,7 +72,7 @@ def fit_faiss(vectors_nD: Vectors, *, levels: int, codes: int, beam: int, iterat
     """
     check_codes_per_level(codes)
     check_fittable(len(vectors_nD), codes)
-    sample = np.ascontiguousarray(vectors_nD[: codes * TRAINING_VECTORS_PER_CODE], np.float32)
+    sample = training_vectors(vectors_nD, codes, seed)
     quantizer = faiss.ResidualQuantizer(sample.shape[1], levels, codes.bit_length() - 1)
     quantizer.train_type = faiss.ResidualQuantizer.Train_default
     quantizer.max_beam_size = beam

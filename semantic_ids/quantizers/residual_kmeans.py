@@ -9,50 +9,32 @@ C code levels · V codes per level · n vectors · D vector width, which is also
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from common.errors import InputError
 from common.progress import Progress
 from common.seeding import derive_seed
-from semantic_ids.quantizers.base import Codebooks, Codes, Quantizer, Vectors, check_fittable, sum_of_rows
+from semantic_ids.quantizers.base import Codebooks, Codes, Vectors, check_fittable
 from semantic_ids.quantizers.blocks import map_blocks
 from semantic_ids.quantizers.kmeans import assign, kmeans
 from semantic_ids.quantizers.nearest import NearestRows, vectors_of_a_block
-
-TRAINING_VECTORS_PER_CODE = 256
-"""Vectors of the sample for each code; more change a centroid by less than its cluster is wide (FAISS's bound, too)."""
+from semantic_ids.quantizers.residual import ResidualQuantizer, training_vectors
 
 _ZERO_BLOCK = 64
 """Vectors with a tuple of zeros coded anew at a time: every pair of numbers is multiplied, V × D for each."""
 
 
-class ResidualKMeans(Quantizer):
-    """Codebooks that code and decode; they never change, so items that come later can be coded too."""
+class ResidualKMeans(ResidualQuantizer):
+    """The nearest row of what is left, level after level; or the best of a beam of partial tuples."""
 
     name = "residual-kmeans"
 
     def __init__(self, codebooks_CVd: Codebooks, *, beam: int) -> None:
-        """Take fitted codebooks.
-
-        Args:
-            codebooks_CVd: float32.
-            beam: partial tuples kept while encoding; 1 is greedy, more costs time in proportion.
-        """
-        assert beam >= 1, beam
-        self.codebooks_CVd = np.ascontiguousarray(codebooks_CVd, np.float32)
-        self.beam = beam
+        """See `ResidualQuantizer`."""
+        super().__init__(codebooks_CVd, beam=beam)
         self._levels = [NearestRows(torch.from_numpy(codebook_Vd)) for codebook_Vd in self.codebooks_CVd]
-
-    @property
-    def vector_width(self) -> int:
-        """D."""
-        return int(self.codebooks_CVd.shape[2])
 
     def encode(self, vectors_nD: Vectors) -> Codes:
         """See `Quantizer.encode`."""
@@ -99,27 +81,6 @@ class ResidualKMeans(Quantizer):
             codes_nC[zero, -1] = 1 + distance_zV.argmin(dim=1)
         return codes_nC
 
-    def project(self, vectors_nD: Vectors) -> Vectors:
-        """The vectors themselves."""
-        return vectors_nD
-
-    def reconstruct(self, codes_nl: Codes) -> Vectors:
-        """See `Quantizer.reconstruct`."""
-        return sum_of_rows(self.codebooks_CVd, codes_nl)
-
-    def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """See `Quantizer.arrays`."""
-        return {"codebooks": self.codebooks_CVd}
-
-    def settings(self) -> dict[str, Any]:
-        """See `Quantizer.settings`."""
-        return {"beam": self.beam}
-
-    @classmethod
-    def load(cls, arrays: Mapping[str, npt.NDArray[np.float32]], settings: Mapping[str, Any]) -> ResidualKMeans:
-        """See `Quantizer.load`."""
-        return cls(codebooks_of(arrays), beam=beam_of(settings))
-
 
 def fit_residual_kmeans(
     vectors_nD: Vectors,
@@ -150,7 +111,7 @@ def fit_residual_kmeans(
             f" {levels} × {codes} × {width} are asked for; set `levels` and `codes` as they are there"
         )
     generator = torch.Generator().manual_seed(derive_seed(seed, "residual k-means"))
-    residual_nD = _sample(torch.from_numpy(np.ascontiguousarray(vectors_nD, np.float32)), codes, generator)
+    residual_nD = torch.from_numpy(training_vectors(vectors_nD, codes, seed)).clone()
     codebooks = []
     with Progress(f"fit {levels} codebooks of {codes}", None, "vectors") as progress:
         for level in range(levels):
@@ -167,37 +128,3 @@ def fit_residual_kmeans(
             if level + 1 < levels:
                 residual_nD -= codebook_Vd[assign(residual_nD, codebook_Vd)]
     return ResidualKMeans(np.stack(codebooks), beam=beam)
-
-
-def codebooks_of(arrays: Mapping[str, npt.NDArray[np.float32]]) -> Codebooks:
-    """The array `codebooks`, which must be float32 [C, V, d] and the only one.
-
-    Raises:
-        InputError: it is not.
-    """
-    codebooks = arrays.get("codebooks")
-    if codebooks is None or set(arrays) != {"codebooks"} or codebooks.ndim != 3 or codebooks.dtype != np.float32:
-        found = ", ".join(f"{name}: {array.dtype} {array.shape}" for name, array in sorted(arrays.items()))
-        raise InputError(
-            f"the quantiser's arrays are [{found}], expected one, codebooks: float32 (levels, codes, width)"
-        )
-    return codebooks
-
-
-def beam_of(settings: Mapping[str, Any]) -> int:
-    """The setting `beam`.
-
-    Raises:
-        InputError: absent, or not a positive whole number.
-    """
-    beam = settings.get("beam")
-    if not isinstance(beam, int) or beam < 1:
-        raise InputError(f"the quantiser's settings say beam = {beam!r}, expected a whole number of at least 1")
-    return beam
-
-
-def _sample(vectors_nD: Tensor, codes: int, generator: torch.Generator) -> Tensor:
-    most = codes * TRAINING_VECTORS_PER_CODE
-    if len(vectors_nD) <= most:
-        return vectors_nD.clone()
-    return vectors_nD[torch.randperm(len(vectors_nD), generator=generator)[:most].sort().values]

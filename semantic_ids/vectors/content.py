@@ -16,10 +16,15 @@ import numpy.typing as npt
 
 from common.errors import InputError
 from common.progress import Progress
+from data.column_files import forget_pages
 from data.event_store import EventStore
 from semantic_ids.vectors.base import ItemVectors
 
 BLOCK_BYTES = 2**25
+
+
+_ROWS_AT_ONCE = 2**14
+"""Rows read before their pages are let go of: of scattered rows each brings tens of kilobytes with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +95,11 @@ class ContentVectors(ItemVectors):
 
     def rows(self, places_m: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """See `ItemVectors.rows`; that values are finite was checked."""
-        vectors_mD: npt.NDArray[np.float32] = self._vectors_FD[self._usable.places_n[places_m]]
+        vectors_mD = np.empty((len(places_m), self.width), np.float32)
+        for begin in range(0, len(places_m), _ROWS_AT_ONCE):
+            part = slice(begin, begin + _ROWS_AT_ONCE)
+            vectors_mD[part] = self._vectors_FD[self._usable.places_n[places_m[part]]]
+            forget_pages(self._vectors_FD)
         return vectors_mD
 
     def notes(self) -> tuple[str, ...]:
@@ -151,4 +160,5 @@ class ContentVectors(ItemVectors):
                 finite_F[begin : begin + step] = np.isfinite(block).all(axis=1)
                 filled_F[begin : begin + step] = block.any(axis=1)
                 progress.advance(len(block))
+                forget_pages(self._vectors_FD)
         return finite_F, filled_F

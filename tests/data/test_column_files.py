@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.column_files import ColumnWriter, open_column, read_block
+from data.column_files import ColumnWriter, forget_pages, open_column, read_block
 
 
 @settings(deadline=None)
@@ -44,3 +44,20 @@ def test_a_writer_that_fails_does_not_claim_rows(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_and_fail()
     assert np.load(tmp_path / "a.npy").shape == (0,)
+
+
+def resident_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))
+
+
+def test_pages_that_were_read_are_let_go_of(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((4 << 20, 8), np.float32))
+    before = resident_bytes()
+    column = open_column(tmp_path / "a.npy", np.dtype("f4"), 4 << 20, 8)
+    assert column.sum(dtype=np.float64) == 8 * (4 << 20)
+    assert resident_bytes() - before > 100 << 20
+    forget_pages(column[10:])
+    assert resident_bytes() - before < 10 << 20
+    np.testing.assert_array_equal(column[-5:], np.ones((5, 8)))
+    forget_pages(np.ones(3))  # nothing to let go of

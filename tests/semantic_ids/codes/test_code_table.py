@@ -157,7 +157,7 @@ def test_quantizer_of_another_table(table, store, levels, codes):
         _ = CodeTable.open(table, store).quantizer
 
 
-@pytest.mark.parametrize("name", ["rq-vae"])
+@pytest.mark.parametrize("name", ["rq-vae", "residual-kmeans", "faiss"])
 def test_quantizers_are_found_by_the_name_in_the_configuration(name, tmp_path):
     assert code_table_files._quantizer_class(name, tmp_path).name == name
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
-from semantic_ids.quantizers import residual_kmeans
+from semantic_ids.quantizers import residual
 from semantic_ids.quantizers.base import Quantizer
 from semantic_ids.quantizers.faiss_reference import FaissResidual, fit_faiss
 from semantic_ids.quantizers.residual_kmeans import ResidualKMeans, fit_residual_kmeans
@@ -147,7 +147,7 @@ def test_what_does_not_belong_together_is_not_loaded(kind, arrays, settings, fau
 
 
 def test_a_bounded_sample_is_read(monkeypatch):
-    monkeypatch.setattr(residual_kmeans, "TRAINING_VECTORS_PER_CODE", 20)
+    monkeypatch.setattr(residual, "TRAINING_VECTORS_PER_CODE", 20)
     few = fit(vectors=clustered(160))
     moved = clustered(160)
     assert np.array_equal(few.codebooks_CVd, fit(vectors=moved).codebooks_CVd)
