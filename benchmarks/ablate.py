@@ -211,7 +211,7 @@ def write(config: Path, plan: Plan, differences: list[Difference], seconds: floa
             losses = stream_losses(plan, variant)
             figures[f"{variant}, loss in the stream"] = round(sum(losses) / len(losses), 4)
             cells += [f"{sum(losses) / len(losses):.4f}", f"{min(losses):.4f} … {max(losses):.4f}"]
-        rows.append([variant, *cells, " ".join(f"`{key}`" for key in keys)])
+        rows.append([variant, *cells, " ".join(f"`{key}`" for key in [*keys, *plan.codes.get(variant, [])])])
     head = [part for events in plan.events for part in (f"{metric}, {events}", "difference", "95% interval")]
     head += ["loss in the stream", "least and largest of the seeds"] if plan.stream else []
     text = table(["variant", *head, "keys"], rows)
