@@ -213,18 +213,23 @@ def test_a_refit_keeps_labels(make_store, taste_histories, taste_artists, tmp_pa
     assert "set `levels` and `codes`" in capsys.readouterr().err
 
 
-def test_a_refit_of_content_with_new_items_keeps_most_tuples(make_store, tmp_path):
+@pytest.mark.parametrize("quantizer", ["residual-kmeans", "faiss"])  # the one starts from the older codes, FAISS anew
+def test_a_refit_of_content_with_new_items_keeps_most_tuples(make_store, tmp_path, quantizer):
     generator = np.random.default_rng(1)
     centres = 3 * generator.standard_normal((8, 6))
     content = {item: centres[item % 8] + 0.3 * generator.standard_normal(6) for item in range(330)}
     stores = [make_store([[0, 1, 2, 3]], [[]] * n, {i: content[i] for i in range(n)}) for n in (300, 330)]
-    assert fit(stores[0], tmp_path / "older") == 0
+    quantizer = f"quantizer={quantizer}"
+    assert fit(stores[0], tmp_path / "older", quantizer) == 0
     for name, more in (("kept", [f"refit_of={tmp_path / 'older'}"]), ("fresh", [])):
-        assert fit(stores[1], tmp_path / name, "seed=2", *more) == 0
+        assert fit(stores[1], tmp_path / name, "seed=2", quantizer, *more) == 0
     older = CodeTable.open(tmp_path / "older", stores[0]).codes_NC
     kept, fresh = (CodeTable.open(tmp_path / name, stores[1]).codes_NC[:300] for name in ("kept", "fresh"))
-    assert (kept[:, 0] == older[:, 0]).all()
-    assert (kept == older).all(axis=1).mean() > 0.8
+    if "faiss" in quantizer:  # other groups of items, so matching alone can keep only so many
+        assert (kept[:, 0] == older[:, 0]).mean() > max(0.5, 2 * (fresh[:, 0] == older[:, 0]).mean())
+    else:
+        assert (kept[:, 0] == older[:, 0]).all()
+        assert (kept == older).all(axis=1).mean() > 0.8
     assert (fresh == older).all(axis=1).mean() < 0.3
 
 

@@ -50,6 +50,13 @@ def test_residuals_are_fitted_better_than_by_the_textbook():
     assert explained[0] > 1.05 * explained[1]
 
 
+def test_every_start_has_a_direction():
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-20, 0.0]])
+    directions = module._directions(rows, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(directions.norm(dim=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(directions[0], [0.6, 0.8])
+
+
 def test_vectors_of_zeros_among_the_first_do_not_attract_the_rest():
     """What an earlier level has met exactly leaves zeros, of which random starts pick some."""
     generator = np.random.default_rng(0)

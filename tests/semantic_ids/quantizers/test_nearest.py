@@ -71,6 +71,15 @@ def test_most_vectors_have_one_candidate():
     assert 2000 <= len(candidates) < 1.5 * 2000
 
 
+def test_products_that_differ_by_less_than_their_rounding_are_told_apart():
+    """Short vectors among long rows: scores are nearly alike, and far larger than what tells them apart."""
+    generator = torch.Generator().manual_seed(0)
+    codebook = 10 * torch.nn.functional.normalize(torch.randn(512, 16, generator=generator), dim=1)
+    vectors = 0.05 * torch.randn(500, 16, generator=generator)
+    found = NearestRows(codebook, short_list=True).nearest(vectors)
+    np.testing.assert_array_equal(found, exact_distances(vectors, codebook).argmin(axis=1))
+
+
 def test_of_equal_rows_the_lowest_is_named():
     codebook = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
     codebook[[40, 200, 299]] = codebook[17].clone()
