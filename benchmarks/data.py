@@ -248,7 +248,7 @@ def training_tokens_per_s(loader: Loader, store: EventStore, steps: int) -> floa
     from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
     from model.config import ModelConfig, Vocabulary
-    from serving.checkpoints import build_sharded
+    from serving.checkpoints.model import build_sharded
     from sharding.world import open_world
     from trainer.config import OptimizerConfig
     from trainer.optimizers import Optimizers

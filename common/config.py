@@ -34,7 +34,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.errors import InputError
+from common.errors import InputError, Stopped
 from common.faults import is_main_rank, report_faults
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def run_entry(
     module heads `--help`.
 
     Returns:
-        The exit status: 0 done, 2 a fault the user can mend, 130 interrupted.
+        The exit status: 0 done, 2 a fault the user can mend, 130 interrupted, 143 ended by SIGTERM with work saved.
     """
     try:
         description = sys.modules[work.__module__].__doc__ or ""
@@ -97,6 +97,10 @@ def run_entry(
         # A full disk, a read-only folder, a file that went away: the user's to mend, and seldom a bug of ours.
         report_faults(name, (_describe_os_error(error),))
         return 2
+    except Stopped as stopped:
+        if is_main_rank():
+            print(f"{name}: {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         if is_main_rank():
             print(f"\n{name}: interrupted", file=sys.stderr)

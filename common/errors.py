@@ -15,3 +15,17 @@ class InputError(ValueError):
         assert faults, "an InputError without a fault says nothing"
         self.faults = faults
         super().__init__("\n".join(faults))
+
+
+class Stopped(Exception):
+    """Work was asked to stop by a signal, and has: what it had done is saved.
+
+    Args:
+        signal_number: SIGINT or SIGTERM; the exit status is 128 more.
+        message: where it stopped and how to go on.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        """Say how it ended."""
+        self.status = 128 + signal_number
+        super().__init__(message)

@@ -33,7 +33,8 @@ from evaluation.report import render_report
 from model.config import BACKENDS, ModelConfig
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.trie import CodeTrie
-from serving import checkpoints
+from serving.checkpoints.manifest import Manifest, step_folder
+from serving.checkpoints.model import check_belongs, find_chain, load_model, run_storage
 from serving.engine import Engine, ranked_catalogue
 from serving.exact import ExactEngine
 from serving.index import FaissEngine
@@ -47,6 +48,7 @@ class EvaluateConfig:
 
     run: str = option(REQUIRED, "folder of the trained run; metrics.json and report.html go there")
     checkpoint: str = option("best", "best (by validation), latest, or the name of one, e.g. step-00000120")
+    checkpoints: str = option("", "folder or URL of the checkpoints, if not where the run's config.yaml says")
     events: str = option("test", "the held-out events to ask for", choices=EVENTS)
     store: str = option("", "event store, if it has moved since training")
     codes: str = option("", "code table, if it has moved since training")
@@ -77,12 +79,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     quiet_known_warnings()
     with open_world() as world:
         run = Path(config.run)
-        checkpoint = checkpoints.find_checkpoint(run, config.checkpoint)
-        manifest = checkpoints.read_manifest(checkpoint)
+        storage = run_storage(run, config.checkpoints)
+        chain = find_chain(storage, config.checkpoint)
+        manifest = chain[-1].manifest
         store = EventStore.open(Path(config.store or manifest.store), verify=world.is_first_on_node)
         codes = CodeTable.open(Path(config.codes or manifest.codes), store)
-        checkpoints.check_belongs(manifest, checkpoint, store, codes)
-        model = checkpoints.load_model(checkpoint, world, config.attention_backend)
+        check_belongs(manifest, storage.where(chain[-1].name), store, codes)
+        model = load_model(storage, chain, world, config.attention_backend)
         tower = model.module.tower
         loader = _request_loader(config, store, codes, tower.cfg, world)
         catalogue = ranked_catalogue(codes, world.device)
@@ -131,9 +134,7 @@ def _request_loader(
     )
 
 
-def summarise(
-    result: Evaluation, config: EvaluateConfig, manifest: checkpoints.CheckpointManifest, store: EventStore
-) -> dict[str, Any]:
+def summarise(result: Evaluation, config: EvaluateConfig, manifest: Manifest, store: EventStore) -> dict[str, Any]:
     """The content of `metrics.json`: the exact engine's figures at the top, the other engines' beneath their names."""
 
     def figures(engine: str) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def summarise(
         "level_accuracy": result.level_accuracy_C,
         "faiss": figures("faiss"),
         "mostpop": mostpop,
-        "checkpoint": checkpoints.step_folder(manifest.step),
+        "checkpoint": step_folder(manifest.step),
         "epoch": manifest.epoch,
         "store_fingerprint": manifest.store_fingerprint,
         "codes_fingerprint": manifest.codes_fingerprint,

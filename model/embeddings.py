@@ -21,6 +21,9 @@ from data.batches import artist_table_rows
 from model.config import ModelConfig, Vocabulary
 
 CODE_TABLE = "rq"
+ARTIST_QUOTIENT = "artist_quotient"
+ARTIST_REMAINDER = "artist_remainder"
+EVENT_TYPE = "event_type"
 
 BLOCK_ROWS = 4096
 """Rows drawn from one generator; part of what a seed means, so never to be changed."""
@@ -39,9 +42,9 @@ def table_rows(cfg: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
     """
     quotients, remainders = artist_table_rows(vocabulary.artists, cfg.qr_remainders)
     return {
-        "artist_quotient": quotients,
-        "artist_remainder": remainders,
-        "event_type": vocabulary.event_types,
+        ARTIST_QUOTIENT: quotients,
+        ARTIST_REMAINDER: remainders,
+        EVENT_TYPE: vocabulary.event_types,
         CODE_TABLE: vocabulary.levels * vocabulary.codes,
     }
 

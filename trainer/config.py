@@ -9,6 +9,7 @@ from common.errors import InputError
 from data.sequences import PLANS
 from data.stochastic_length import StochasticLength
 from model.config import ModelConfig
+from trainer.checkpoint.config import CheckpointConfig
 
 
 @dataclass
@@ -63,10 +64,19 @@ class TrainConfig:
     max_steps: int = option(0, "end after this many steps; 0 trains all epochs", minimum=0)
     validate_every: int = option(1, "epochs between validations, each followed by a checkpoint", minimum=1)
     patience: int = option(0, "end after this many validations without improvement; 0 never does", minimum=0)
-    keep_checkpoints: int = option(2, "newest checkpoints to keep, beside the best", minimum=1)
     log_every: int = option(10, "steps between lines of metrics.jsonl", minimum=1)
-    resume: bool = option(False, "go on from the run's newest checkpoint")
+    resume: str = option(
+        "false",
+        "true: go on from the run's newest whole checkpoint; auto: the same if there is one, else begin, as under "
+        "torchrun --max-restarts or a queue that starts jobs again",
+        choices=("false", "true", "auto"),
+    )
     overwrite: bool = option(False, "replace what an earlier run left in the folder")
+    start_from: str = option(
+        "", "run, or folder or URL of checkpoints, whose parameters (not its optimizer or place) a new run starts from"
+    )
+    start_checkpoint: str = option("best", "start_from: best, latest, or the name of a checkpoint")
+    start_parts: str = option("all", "start_from: what to take", choices=("all", "tables", "dense"))
     code_init: str = option(
         "codebooks",
         "where code embeddings and output heads start; codebooks: from the item vectors' quantiser, so that similar "
@@ -77,6 +87,7 @@ class TrainConfig:
     batch: BatchConfig = group(BatchConfig, "batches")
     stochastic_length: StochasticLength = group(StochasticLength, "thinning of long histories, a step at a time")
     optimizer: OptimizerConfig = group(OptimizerConfig, "optimizers")
+    checkpoint: CheckpointConfig = group(CheckpointConfig, "checkpoints")
 
     def __post_init__(self) -> None:
         if self.batch.tokens < self.model.max_history:
@@ -84,3 +95,9 @@ class TrainConfig:
                 f"`batch.tokens` is {self.batch.tokens}, less than `model.max_history` {self.model.max_history}: "
                 f"a user's whole window must fit into one bin"
             )
+        if self.checkpoint.values == "int4" and self.model.width % 2:
+            raise InputError(
+                f"`checkpoint.values` is int4, which needs an even `model.width`; it is {self.model.width}"
+            )
+        if self.start_from and self.resume == "true":
+            raise InputError("`start_from` begins a run and `resume=true` goes on with one; give one of the two")

@@ -1,4 +1,4 @@
-"""The training loop: epochs of pipelined steps, each epoch's end validated and saved.
+"""The training loop: epochs of pipelined steps, saved as often as asked, validated and saved at the end of epochs.
 
 Everything random in a step follows from (seed, step, rank), and batches from (seed, epoch), so a run resumed from a
 checkpoint goes through exactly the steps that the uninterrupted run would have gone through.
@@ -6,29 +6,29 @@ checkpoint goes through exactly the steps that the uninterrupted run would have 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from common.errors import Stopped
 from common.seeding import seed_everything
 from data.batches import Batch
 from data.loader import Loader, LoaderState
-from serving.checkpoints import CheckpointManifest, step_folder
+from serving.checkpoints.model import SELECTION_METRIC
 from sharding.world import World
-from trainer.checkpoint.writer import remove_old, training_state, write_checkpoint
+from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config import TrainConfig
 from trainer.optimizers import Optimizers
+from trainer.stopping import Agreement, StopRequest
 from trainer.telemetry import IntervalSums, Stopwatch, Telemetry
-
-SELECTION_METRIC = "ndcg@10"
-"""The validation metric that chooses the best checkpoint."""
 
 
 @dataclass
@@ -40,7 +40,6 @@ class Progress:
         epoch: epoch of the next step.
         step_in_epoch: place of the next step in it.
         best: largest validation metric so far, −1 before the first.
-        best_checkpoint: where it was reached.
         stale: validations since.
         plan: name of the loader's plan, by which epoch and step mean something.
     """
@@ -49,7 +48,6 @@ class Progress:
     epoch: int = 0
     step_in_epoch: int = 0
     best: float = -1.0
-    best_checkpoint: str = ""
     stale: int = 0
     plan: str = ""
 
@@ -65,7 +63,7 @@ class Trainer:
 
     Args:
         validate: metrics of the model on the validation items.
-        describe: a checkpoint's manifest, given progress and metrics.
+        checkpointer: saves what is trained.
         expected_steps: about how many steps there will be, to say how much is left.
     """
 
@@ -76,11 +74,10 @@ class Trainer:
     optimizers: Optimizers
     telemetry: Telemetry
     validate: Callable[[], dict[str, float]]
-    describe: Callable[[Progress, dict[str, float]], CheckpointManifest]
+    checkpointer: Checkpointer
     expected_steps: int
 
     def __post_init__(self) -> None:
-        self.run = Path(self.config.run)
         self.sums = IntervalSums(self.model.module.tower.heads.levels, self.world.device)
         self.pipeline = TrainPipelineSparseDist(
             self.model, self.optimizers.combined, self.world.device, execute_all_batches=True
@@ -88,34 +85,81 @@ class Trainer:
         self.step_limit = self.config.max_steps or sys.maxsize
         self.epochs = min(self.config.epochs, self.loader.num_epochs or sys.maxsize)
         self.log_start, self.wait = time.perf_counter(), Stopwatch()
+        self.agreement = Agreement(self.world, 2)
+        self.begun_at = 0  # step of the newest checkpoint begun, or of where this process began
+        self.stop_signal = 0
 
     def train(self, progress: Progress) -> Progress:
-        """Train from `progress` to the end of the run, or until validation stops improving."""
+        """Train from `progress` to the end of the run, or until validation stops improving.
+
+        Raises:
+            Stopped: a signal asked for it; everything is saved.
+            InputError: the last checkpoint could not be written.
+        """
+        with StopRequest() as request:
+            self._train(progress, request)
+            self.agreement.close()
+            if self.stop_signal and not self.checkpointer.is_saved(progress.step):
+                self._save(progress, {})
+            self.checkpointer.finish()
+        if self.stop_signal:
+            raise Stopped(
+                self.stop_signal,
+                f"stopped by {signal.Signals(self.stop_signal).name} after step {progress.step}, which is saved; "
+                f"go on with resume=true",
+            )
+        return progress
+
+    def _train(self, progress: Progress, request: StopRequest) -> None:
         first_step, progress.plan = progress.step, self.loader.state(0, 0).plan
+        self.begun_at = progress.step
         while progress.epoch < self.epochs and progress.step < self.step_limit:
-            self._train_epoch(progress, first_step)
+            ended = self._train_epoch(progress, first_step, request)
             last = progress.epoch >= self.epochs or progress.step >= self.step_limit
-            if last or (progress.step_in_epoch == 0 and progress.epoch % self.config.validate_every == 0):
+            if last or (ended and progress.epoch % self.config.validate_every == 0):
                 self._validate_and_save(progress)
                 if self.config.patience and progress.stale >= self.config.patience:
                     self.telemetry.say(f"no improvement in {progress.stale} validations: training ends")
-                    break
-        return progress
+                    return
+            if self.stop_signal:
+                return
 
-    def _train_epoch(self, progress: Progress, first_step: int) -> None:
-        """Train what is left of an epoch, and of the run's steps."""
+    def _train_epoch(self, progress: Progress, first_step: int, request: StopRequest) -> bool:
+        """Train what is left of an epoch, and of the run's steps, until somebody asks to stop.
+
+        Returns:
+            Whether the epoch has ended.
+        """
         steps = self.loader.steps_per_epoch(progress.epoch) - progress.step_in_epoch
         steps_left = self.step_limit - progress.step
         batches = self.loader.iterate(progress.epoch, progress.step_in_epoch, self.config.batch.workers)
         stream = self.wait.timed(itertools.islice(batches, steps_left))
         self.pipeline.attach()
         self.model.train()
-        while self._step(stream, progress):
+        for done in itertools.count():
+            self._before_step(progress, request, may_save=done < min(steps, steps_left))
+            if (self.stop_signal and done < steps) or not self._step(stream, progress):
+                break
             if progress.step % self.config.log_every == 0:
                 self._log(progress, first_step)
         self.pipeline.detach()  # validation calls the model itself
-        if steps <= steps_left:
-            progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+        if done < steps:
+            return False
+        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+        return True
+
+    def _before_step(self, progress: Progress, request: StopRequest, *, may_save: bool) -> None:
+        """Between two steps: whether to stop, and whether a checkpoint is due and nobody is busy with the one before.
+
+        At the end of an epoch a validation may follow, and save with what it finds.
+        """
+        self.checkpointer.poll()
+        self.stop_signal, busy = self.agreement.exchange(request.signal_number, int(self.checkpointer.busy))
+        every = self.config.checkpoint.every
+        due = every and may_save and progress.step // every > self.begun_at // every
+        known_free = not busy and progress.step > self.begun_at + 1  # what was said was said a step ago
+        if due and known_free and not self.stop_signal:
+            self._save(progress, {})
 
     def _step(self, stream: Iterator[Batch], progress: Progress) -> bool:
         """One step of the pipeline; False when the stream has ended and every batch has been used."""
@@ -159,16 +203,14 @@ class Trainer:
         score = metrics[SELECTION_METRIC] if metrics else progress.best + 1
         improved = score > progress.best
         progress.stale = 0 if improved else progress.stale + 1
-        name = step_folder(progress.step)
-        if improved:
-            progress.best, progress.best_checkpoint = score, name
-        write_checkpoint(
-            self.run, self.describe(progress, metrics), training_state(self.model, self.optimizers), self.world
-        )
-        if self.world.is_main:
-            remove_old(self.run, progress.best_checkpoint, self.config.keep_checkpoints)
+        progress.best = score if improved else progress.best
+        self._save(progress, metrics)
         self._report_validation(progress, metrics, improved)
         self.log_start += time.perf_counter() - paused  # the rate is that of training alone
+
+    def _save(self, progress: Progress, metrics: dict[str, float]) -> None:
+        self.checkpointer.begin(progress.step, progress.epoch, dataclasses.asdict(progress), metrics)
+        self.begun_at = progress.step
 
     def _report_validation(self, progress: Progress, metrics: dict[str, float], improved: bool) -> None:
         if not metrics:

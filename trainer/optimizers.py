@@ -49,14 +49,20 @@ class Optimizers:
             optimizer.zero_grad()
         self.combined.make_pending()
 
-    def state(self) -> dict[str, Any]:
-        """The states of all optimizers, and gradients that wait for a step, as live tensors."""
-        states = {f"{name}_optimizer": optimizer.state_dict()["state"] for name, optimizer in self.dense.items()}
-        return {
-            "sparse_optimizer": self.sparse.state_dict()["state"],
-            **states,
-            **({"pending_gradients": self.combined.make_pending()} if self.config.accumulate > 1 else {}),
+    def dense_state(self) -> dict[str, Tensor]:
+        """The states of the dense optimizers, and gradients that wait for a step, as live tensors by name.
+
+        The tables' own states go with their rows (`sharding.tables`).
+        """
+        found = {
+            f"{name}_optimizer.{parameter}.{state}": value
+            for name, optimizer in self.dense.items()
+            for parameter, states in optimizer.state_dict()["state"].items()
+            for state, value in states.items()
         }
+        if self.config.accumulate > 1:
+            found |= {f"pending_gradients.{name}": value for name, value in self.combined.make_pending().items()}
+        return found
 
     def set_rates(self, step: int) -> None:
         """Set all learning rates for a step (0-based) to `factor` times the configured ones."""

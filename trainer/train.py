@@ -18,8 +18,9 @@ import torch.distributed as dist
 
 from common.config import load_resolved, run_entry, to_plain, to_yaml
 from common.errors import InputError
-from common.files import write_text_atomically
+from common.files import fingerprint_of, write_text_atomically
 from common.noise import quiet_known_warnings
+from common.storage import Storage, open_storage
 from data.event_store import EventStore
 from data.loader import Loader, item_features
 from data.schema import TIMESTAMP
@@ -31,12 +32,16 @@ from evaluation.outputs import all_outputs
 from model.config import Vocabulary
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.trie import CodeTrie
-from serving import checkpoints
+from serving.checkpoints.chain import Checkpoints, Link, agreed
+from serving.checkpoints.manifest import Manifest, blank_manifest
+from serving.checkpoints.model import build_sharded
 from serving.engine import ranked_catalogue
 from serving.exact import ExactEngine
 from sharding.apply import sharded_tables
 from sharding.world import World, open_world
-from trainer.checkpoint.writer import training_state
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.checkpoint.resume import meanings, resume, training_state, warm_start
 from trainer.config import TrainConfig
 from trainer.loop import Progress, Trainer
 from trainer.optimizers import Optimizers
@@ -57,10 +62,10 @@ _MAY_CHANGE_ON_RESUME = {
     "overwrite",
     "max_steps",
     "log_every",
-    "keep_checkpoints",
     "patience",
     "validate_every",
     "batch.workers",
+    *(f"checkpoint.{leaf.name}" for leaf in dataclasses.fields(CheckpointConfig)),
 }
 
 
@@ -72,10 +77,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         codes = CodeTable.open(Path(config.codes), store)
         split = store.split()
         loader = training_loader(config, store, codes, split, world)
-        resume_from = prepare_run_folder(config, world)
+        run = Path(config.run)
+        storage = open_storage(config.checkpoint.path or run / "checkpoints")
+        chain = prepare_run_folder(config, storage, world)
 
         vocabulary = Vocabulary(codes.num_levels, codes.codes_per_level, store.num_artists, len(store.event_types))
-        model = checkpoints.build_sharded(
+        model = build_sharded(
             config.model,
             vocabulary,
             world,
@@ -86,17 +93,26 @@ def train(config: TrainConfig) -> dict[str, Any]:
         )
         expected_steps = loader.expected_steps(config.epochs)
         optimizers = Optimizers(model, config.optimizer, expected_steps)
-        progress = Progress()
-        if resume_from:
-            manifest = checkpoints.read_manifest(resume_from)
-            checkpoints.check_belongs(manifest, resume_from, store, codes)
-            optimizers.make_states()
-            checkpoints.load_state(training_state(model, optimizers), resume_from)
-            progress = Progress(**manifest.progress)
-            loader.check_state(progress.loader)
+        template = describe_checkpoints(config, store, codes, vocabulary, world)
+        started_from, progress = "", Progress()
+        if chain:
+            progress = resume(storage, chain, model, optimizers, loader, store, codes, world)
+        elif config.start_from:
+            started_from = "\n" + warm_start(config, model, store, codes)
 
-        telemetry = Telemetry(Path(config.run), world, resume_step=progress.step if resume_from else None)
-        telemetry.say(describe_run(model, store, loader, world))
+        telemetry = Telemetry(run, world, resume_step=progress.step if chain else None)
+        telemetry.say(describe_run(model, store, loader, world) + started_from)
+        checkpointer = Checkpointer(
+            config.checkpoint,
+            storage,
+            world,
+            model,
+            lambda: training_state(model, optimizers),
+            template,
+            chain,
+            say=telemetry.say,
+            record=lambda step, values: telemetry.record("checkpoint", step, values),
+        )
         trainer = Trainer(
             config=config,
             world=world,
@@ -105,11 +121,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
             optimizers=optimizers,
             telemetry=telemetry,
             validate=Validation(config, store, codes, split, model, world),
-            describe=ManifestMaker(config, store, codes, vocabulary, world),
+            checkpointer=checkpointer,
             expected_steps=min(expected_steps, config.max_steps or expected_steps),
         )
-        progress = trainer.train(progress)
-        telemetry.close()
+        try:
+            progress = trainer.train(progress)
+        finally:
+            telemetry.close()
         return {"run": config.run, **dataclasses.asdict(progress)}
 
 
@@ -178,53 +196,42 @@ class Validation:
         return result.summary(self.engine.name, self.store.num_items)
 
 
-class ManifestMaker:
-    """A checkpoint's manifest from a run's constants and its present state."""
-
-    def __init__(
-        self, config: TrainConfig, store: EventStore, codes: CodeTable, vocabulary: Vocabulary, world: World
-    ) -> None:
-        self.constants: dict[str, Any] = {
-            "format": checkpoints.FORMAT,
-            "format_version": checkpoints.FORMAT_VERSION,
-            "world_size": world.size,
-            "store": config.store,
-            "codes": config.codes,
-            "store_fingerprint": store.fingerprint,
-            "codes_fingerprint": codes.fingerprint,
-            "model": to_plain(config.model),
-            "vocabulary": dataclasses.asdict(vocabulary),
-        }
-
-    def __call__(self, progress: Progress, metrics: dict[str, float]) -> checkpoints.CheckpointManifest:
-        """The manifest of a checkpoint taken now."""
-        return checkpoints.CheckpointManifest(
-            **self.constants,
-            step=progress.step,
-            epoch=progress.epoch,
-            best=progress.best_checkpoint,
-            progress=dataclasses.asdict(progress),
-            metrics=metrics,
-        )
+def describe_checkpoints(
+    config: TrainConfig, store: EventStore, codes: CodeTable, vocabulary: Vocabulary, world: World
+) -> Manifest:
+    """The manifest of this run's checkpoints, but for what changes from one to the next."""
+    return blank_manifest(
+        world_size=world.size,
+        store=config.store,
+        codes=config.codes,
+        store_fingerprint=store.fingerprint,
+        codes_fingerprint=codes.fingerprint,
+        config_fingerprint=fingerprint_of(_course(config)),
+        model=to_plain(config.model),
+        vocabulary=dataclasses.asdict(vocabulary),
+        meanings=meanings(store, codes),
+    )
 
 
-def prepare_run_folder(config: TrainConfig, world: World) -> Path | None:
-    """Write `config.yaml` into the run folder; returns the checkpoint to resume from, if any.
+def prepare_run_folder(config: TrainConfig, storage: Storage, world: World) -> list[Link]:
+    """Write `config.yaml` into the run folder; returns the chain to resume from, if any.
 
     Raises:
         InputError: the folder holds a run and neither `resume` nor `overwrite` was asked for, or the run to be
             resumed was configured differently, or the folder holds what is not a run's.
     """
     run = Path(config.run)
-    if config.resume:
-        resume_from = checkpoints.find_checkpoint(run, "latest")
+    names = agreed(Checkpoints(storage).names())
+    if config.resume == "true" or (config.resume == "auto" and names):
+        chain, passed = Checkpoints(storage).newest_whole_chain()
         _check_same_course(config, run)
-        return resume_from
-    whole = checkpoints.list_checkpoints(run)
-    if whole and not config.overwrite:
+        for fault in passed if world.is_main else []:
+            print(f"warning: {fault}; going on from {chain[-1].name}", file=sys.stderr)
+        return chain
+    if names and not config.overwrite:
         raise InputError(
-            f"{run}: already holds {len(whole)} checkpoints; go on with resume=true, start anew with overwrite=true, "
-            f"or choose another run=…"
+            f"{storage.url}: already holds {len(names)} checkpoints; go on with resume=true, start anew with "
+            f"overwrite=true, or choose another run=…"
         )
     if run.exists() and not run.is_dir():
         raise InputError(f"{run}: is a file, expected the folder of a run; choose another run=…")
@@ -233,10 +240,13 @@ def prepare_run_folder(config: TrainConfig, world: World) -> Path | None:
         raise InputError(f"{run}: holds {foreign[0]}, which is not a run's; choose another run=…, or move it away")
     dist.barrier()  # until every rank has looked, the folder must stay as it was
     if world.is_main:
+        for folder in storage.folders():
+            if folder.startswith("step-"):
+                storage.remove_folder(folder)
         for name in _RUN_FILES:
             _remove(run / name)
         write_text_atomically(run / "config.yaml", to_yaml(config))
-    return None
+    return []
 
 
 def _remove(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,17 +12,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
-from common.config import to_plain
-from common.files import write_json_atomically
+from common.storage import LocalStorage
 from data.event_store import EventStore
 from evaluation import evaluate, metrics
-from model.config import ModelConfig, Vocabulary
+from model.config import ModelConfig
 from semantic_ids import fit
 from semantic_ids.codes.code_table import CodeTable
-from serving import checkpoints
+from serving.checkpoints.manifest import MANIFEST, encode_manifest, read_manifest
 from sharding.world import open_world
+from tests.checkpoint_example import write_untrained
 from tests.conftest import Prepared
 from tests.evaluation.helpers import make_store
 
@@ -51,32 +49,10 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def write_checkpoint(run: Path, store_path: Path, codes_path: Path) -> None:
-    store = EventStore.open(store_path)
-    codes = CodeTable.open(codes_path, store)
+def write_checkpoint(run: Path, store: Path, codes: Path) -> None:
     cfg = ModelConfig(width=8, blocks=1, head_dim_qk=4, head_dim_v=4, max_history=20)
-    vocabulary = Vocabulary(codes.num_levels, codes.codes_per_level, store.num_artists, len(store.event_types))
-    checkpoint = run / "checkpoints" / STEP
     with open_world() as world:
-        model = checkpoints.build_sharded(cfg, vocabulary, world, seed=0)
-        dcp.save({"model": model.state_dict()}, checkpoint_id=str(checkpoint / checkpoints.STATE))
-    manifest = checkpoints.CheckpointManifest(
-        format=checkpoints.FORMAT,
-        format_version=checkpoints.FORMAT_VERSION,
-        step=7,
-        epoch=2,
-        world_size=1,
-        store=str(store_path),
-        codes=str(codes_path),
-        store_fingerprint=store.fingerprint,
-        codes_fingerprint=codes.fingerprint,
-        model=to_plain(cfg),
-        vocabulary=dataclasses.asdict(vocabulary),
-        best=STEP,
-        progress={},
-        metrics={},
-    )
-    write_json_atomically(checkpoint / checkpoints.MANIFEST, dataclasses.asdict(manifest))
+        write_untrained(run, world, store, codes, cfg, step=7)
 
 
 def results(run: Path) -> list[str]:
@@ -139,10 +115,10 @@ def test_a_model_trained_on_gpus_is_evaluated_on_a_cpu_by_another_backend(
     assert evaluate.main([f"run={run}", "bootstrap=5"]) == 0
     written = []
     for backend in ("jagged", "dense"):
-        path = run / "checkpoints" / STEP / checkpoints.MANIFEST
-        manifest = json.loads(path.read_text())
-        manifest["model"]["attention"]["backend"] = "triton"
-        path.write_text(json.dumps(manifest))
+        path = run / "checkpoints" / STEP / MANIFEST
+        manifest = read_manifest(LocalStorage(run / "checkpoints"), STEP)
+        manifest.model["attention"]["backend"] = "triton"
+        path.write_bytes(encode_manifest(manifest))
         assert evaluate.main([f"run={run}", "bootstrap=5", f"attention_backend={backend}"]) == 0
         written.append(json.loads((run / "metrics.json").read_text()))
     assert written[0]["ndcg@10"] == pytest.approx(written[1]["ndcg@10"], abs=1e-6)
@@ -182,7 +158,7 @@ def test_a_checkpoint_that_is_not_there(run: Path, capsys: pytest.CaptureFixture
 
 def test_a_store_that_is_not_the_codes_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = make_store(tmp_path / "other", [[0, 1, 2, 3], [3, 2, 1]], 4)
-    trained_with = checkpoints.read_manifest(run / "checkpoints" / STEP).store_fingerprint
+    trained_with = read_manifest(LocalStorage(run / "checkpoints"), STEP).store_fingerprint
     message = fault(capsys, run, f"store={other.path}")
     assert other.fingerprint in message
     assert trained_with in message
@@ -202,10 +178,20 @@ def test_codes_that_the_model_was_not_trained_with(
 
 
 def test_a_checkpoint_whose_tensors_are_gone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = run / "checkpoints" / STEP / checkpoints.STATE
-    for file in state.glob("*.distcp"):
-        file.unlink()
-    assert str(state) in fault(capsys, run)
+    (tables,) = (run / "checkpoints" / STEP).glob("tables-*")
+    tables.unlink()
+    message = fault(capsys, run)
+    assert f"{tables}: no such file" in message
+    assert f"{STEP} cannot be restored" in message
+
+
+def test_a_checkpoint_with_a_flipped_bit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (dense,) = (run / "checkpoints" / STEP).glob("dense.*")
+    content = bytearray(dense.read_bytes())
+    content[len(content) // 2] ^= 1
+    dense.write_bytes(content)
+    message = fault(capsys, run)
+    assert f"{dense}: its checksum is" in message
 
 
 def test_damaged_training_records_leave_no_half_of_the_results(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,13 +103,13 @@ def test_accumulated_batches_step_as_one_of_their_mean_gradient(dense: str) -> N
 
 def test_gradients_that_wait_are_part_of_the_state() -> None:
     model, optimizers = train(BATCHES[:4], accumulate=3)
-    pending = optimizers.state()["pending_gradients"]
+    state = optimizers.dense_state()
     expected = Small()
     expected.load_state_dict(model.state_dict())
     expected.loss(BATCHES[3]).backward()
     for name, parameter in expected.named_parameters():
-        torch.testing.assert_close(pending[name], parameter.grad)
-    assert "pending_gradients" not in train(BATCHES[:1])[1].state()
+        torch.testing.assert_close(state[f"pending_gradients.{name}"], parameter.grad)
+    assert not [name for name in train(BATCHES[:1])[1].dense_state() if name.startswith("pending_gradients")]
 
 
 @pytest.mark.parametrize(("clip_norm", "scaled"), [(0.0, False), (1e-3, True), (1e3, False)])

@@ -18,7 +18,9 @@ from data import prepare, synthesize
 from data.event_store import EventStore
 from evaluation import evaluate
 from semantic_ids import fit
-from serving import checkpoints
+from serving.checkpoints.chain import Checkpoints
+from serving.checkpoints.manifest import step_folder
+from serving.checkpoints.model import find_chain, load_model, run_storage
 from sharding.apply import gather_table, sharded_tables
 from sharding.world import open_world
 from tests.conftest import Prepared
@@ -76,7 +78,8 @@ def losses(run: Path) -> list[float]:
 def parameters(run: Path) -> dict[str, Tensor]:
     """Every parameter of the newest checkpoint, tables whole, read by one process whatever wrote them."""
     with open_world() as world:
-        model = checkpoints.load_model(checkpoints.find_checkpoint(run, "latest"), world)
+        storage = run_storage(run)
+        model = load_model(storage, find_chain(storage, "latest"), world)
         tables = {name: gather_table(table, world) for name, table in sharded_tables(model).items()}
         dense = {name: value for name, value in model.state_dict().items() if not name.startswith("ebc.")}
     return {name: value.clone() for name, value in (tables | dense).items() if value is not None}
@@ -208,7 +211,7 @@ def test_a_split_without_validation_keeps_the_newest_checkpoint(tmp_path: Path) 
     assert fit.main([f"store={store}", f"out={codes}", "levels=2", "codes=16"]) == 0
     assert train_here(Prepared(store, codes), run) == 0
     assert records(run, "validation") == []
-    assert checkpoints.find_checkpoint(run, "best") == checkpoints.find_checkpoint(run, "latest")
+    assert find_chain(run_storage(run), "best") == find_chain(run_storage(run), "latest")
 
 
 def test_another_seed_gives_another_run(two_ranks: Path, prepared: Prepared, tmp_path: Path) -> None:
@@ -219,14 +222,15 @@ def test_another_seed_gives_another_run(two_ranks: Path, prepared: Prepared, tmp
 def test_a_run_leaves_what_it_promises(two_ranks: Path) -> None:
     assert (two_ranks / "config.yaml").is_file()
     assert list((two_ranks / "tensorboard").glob("events.*"))
-    best = checkpoints.find_checkpoint(two_ranks, "best").name
-    names = [path.name for path in checkpoints.list_checkpoints(two_ranks)]
-    assert best in names
-    assert not list((two_ranks / "checkpoints").glob(".*")), "an aside folder was left behind"
+    best = find_chain(run_storage(two_ranks), "best")[-1].name
+    left = [path for path in (two_ranks / "checkpoints").rglob("*") if path.is_file()]
+    for name in Checkpoints(run_storage(two_ranks)).names():
+        listed = set(Checkpoints(run_storage(two_ranks)).link(name).manifest.files) | {"manifest.json"}
+        assert {path.name for path in left if path.parent.name == name} == listed
     validations = records(two_ranks, "validation")
     assert len(validations) == 3
     chosen = max(validations, key=lambda record: record["ndcg@10"])
-    assert checkpoints.step_folder(chosen["step"]) == best
+    assert step_folder(chosen["step"]) == best
     for record in records(two_ranks, "train"):
         assert sum(record["level_loss"]) == pytest.approx(record["loss"])
 

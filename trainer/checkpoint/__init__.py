@@ -1,1 +1,1 @@
-"""Writing checkpoints; their layout and reading stand in `serving.checkpoints`."""
+"""Sparse checkpoints written while training goes on; their layout and reading stand in `serving.checkpoints`."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.config import ModelConfig, Vocabulary
 from model.embeddings import CODE_TABLE, INITIAL_STD, draw_rows, rows_from_codebooks
-from serving.checkpoints import build_sharded
+from serving.checkpoints.model import build_sharded
 from sharding.apply import gather_table, sharded_tables
 from sharding.world import open_world
 

@@ -1,0 +1,151 @@
+"""A run gone on with, or started from another run's parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torchrec.distributed import DistributedModelParallel
+
+from common.seeding import set_random_states
+from common.storage import Storage, open_storage
+from data.event_store import EventStore
+from data.loader import Loader
+from model.embeddings import ARTIST_QUOTIENT, ARTIST_REMAINDER, EVENT_TYPE
+from semantic_ids.codes.code_table import CodeTable
+from serving.checkpoints.chain import Link
+from serving.checkpoints.model import (
+    MODEL,
+    check_belongs,
+    dense_tensors,
+    fill_dense,
+    find_chain,
+    run_storage,
+    saved_model,
+)
+from serving.checkpoints.restore import check_tables, open_chain
+from sharding.tables import TableShard, table_shards
+from sharding.world import World
+from trainer.config import TrainConfig
+from trainer.loop import Progress
+from trainer.optimizers import Optimizers
+
+
+def training_state(model: DistributedModelParallel, optimizers: Optimizers) -> dict[str, Tensor]:
+    """What a step changes beside the tables, as live tensors by name: what is copied into them is in effect.
+
+    Rates follow from the step, batches and all that is drawn in a step too, so none of them is here.
+    """
+    return {f"{MODEL}{name}": value for name, value in dense_tensors(model).items()} | optimizers.dense_state()
+
+
+def resume(
+    storage: Storage,
+    chain: list[Link],
+    model: DistributedModelParallel,
+    optimizers: Optimizers,
+    loader: Loader,
+    store: EventStore,
+    codes: CodeTable,
+    world: World,
+) -> Progress:
+    """Put a run back to where a verified chain ends, on any number of ranks and under any plan.
+
+    Raises:
+        InputError: the chain belongs to another store, other codes, another model or another loader.
+    """
+    manifest, where = chain[-1].manifest, storage.where(chain[-1].name)
+    check_belongs(manifest, where, store, codes)
+    progress = Progress(**manifest.progress)
+    loader.check_state(progress.loader)
+    shards = table_shards(model)
+    check_tables(manifest, where, shards)
+    optimizers.make_states()
+    with open_chain(storage, chain) as reader:
+        reader.fill(shards)
+        fill_dense(training_state(model, optimizers), reader.dense(), where)
+        random = reader.random(world.rank) if manifest.world_size == world.size else {}
+    if random:
+        set_random_states(random)
+    return progress
+
+
+def meanings(store: EventStore, codes: CodeTable) -> dict[str, list[Any]]:
+    """What the rows of tables stand for: [digest, number] of artists and of event types; [digest] of the codebooks."""
+    return {
+        "artists": _named(store.artist_ids.to_pylist()),
+        "event_types": _named(store.event_types),
+        "codes": [hashlib.sha256(codes.codebooks_CVd.tobytes()).hexdigest()[:16]],
+    }
+
+
+def _named(names: Sequence[str]) -> list[Any]:
+    return [hashlib.sha256("\x1f".join(names).encode()).hexdigest()[:16], len(names)]
+
+
+def warm_start(config: TrainConfig, model: DistributedModelParallel, store: EventStore, codes: CodeTable) -> str:
+    """Fill a new model with another run's parameters. What the other does not know keeps its own start.
+
+    A table whose rows stand for other things there is left out: artists may have been added behind those of the other
+    run, not in between.
+
+    Returns:
+        What was taken and what was not, for people.
+
+    Raises:
+        InputError: there is nothing to start from, it is damaged, or its shapes do not fit.
+    """
+    given = Path(config.start_from)
+    storage = run_storage(given) if (given / "config.yaml").is_file() else open_storage(config.start_from)
+    chain = find_chain(storage, config.start_checkpoint)
+    manifest, where = chain[-1].manifest, storage.where(chain[-1].name)
+    told = [f"starting from {where}, {config.start_parts}"]
+    with open_chain(storage, chain) as reader:
+        if config.start_parts != "dense":
+            shards = table_shards(model)
+            unknown = _unlike(manifest.meanings, store)
+            if manifest.meanings["codes"] != meanings(store, codes)["codes"]:
+                told.append("its codebooks are others: a code's row goes to the code of the same label")
+            told += [f"table `{table}` begins anew: {why}" for table, why in unknown.items()]
+            shards = [shard for shard in shards if shard.table not in unknown]
+            check_tables(manifest, where, shards, may_grow=True)
+            reader.fill(_same_rows(shards, manifest.tables), states=False)
+        if config.start_parts != "tables":
+            fill_dense(dense_tensors(model), saved_model(reader), where)
+    return "; ".join(told)
+
+
+def _unlike(theirs: dict[str, list[Any]], store: EventStore) -> dict[str, str]:
+    """Tables whose rows mean something else there, and why."""
+    tables = {"artists": (ARTIST_QUOTIENT, ARTIST_REMAINDER), "event_types": (EVENT_TYPE,)}
+    names = {"artists": store.artist_ids.to_pylist(), "event_types": list(store.event_types)}
+    found: dict[str, str] = {}
+    for what, named in names.items():
+        if _named(named[: theirs[what][1]]) != theirs[what]:
+            why = (
+                f"the first {theirs[what][1]} of this store's {len(named)} {what.replace('_', ' ')} are not those there"
+            )
+            found |= dict.fromkeys(tables[what], why)
+    return found
+
+
+def _same_rows(shards: Sequence[TableShard], tables: dict[str, list[int]]) -> list[TableShard]:
+    """Views of the shards' rows under the numbers that these rows have in a table of fewer rows.
+
+    The last quotient row is the unknown artist's, however many there are.
+    """
+    views = []
+    for shard in shards:
+        rows = tables[shard.table][0]
+        if shard.table != ARTIST_QUOTIENT or rows == shard.num_rows:
+            views.append(shard)
+            continue
+        known = min(max(rows - 1 - shard.first_row, 0), shard.rows)
+        views.append(dataclasses.replace(shard, weight_RD=shard.weight_RD[:known], states={}))
+        if shard.first_row + shard.rows == shard.num_rows:
+            views.append(dataclasses.replace(shard, first_row=rows - 1, weight_RD=shard.weight_RD[-1:], states={}))
+    return views

@@ -1,0 +1,127 @@
+"""The rows of a table as they are at a step boundary, read while training goes on.
+
+Copying them all at the boundary would stall training for as long as memory needs. Instead nothing is copied then. A
+thread reads the rows block by block, and training, just before its backward changes rows that have not been read yet,
+sets their old values aside (copy on write, a row at a time). What the thread yields is the state of the boundary, bit
+for bit. Beyond a byte a row, memory holds one block and the rows set aside.
+
+On an accelerator, where a thread's reads would have to be ordered against the kernels of training, all rows are copied
+to the host at the boundary.
+
+Shapes: R rows of the shard · n rows of a block · D columns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sharding.tables import TableShard
+
+BLOCK_BYTES = 2 * 2**20
+"""Of values read at a time: training waits at most for the copying of one block."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a shard: numbers in it, ascending, int64 [n]; values [n, D]; states by name [n] or [n, D]."""
+
+    rows_n: np.ndarray
+    values_nD: np.ndarray
+    states: dict[str, np.ndarray]
+
+
+class TableSnapshot:
+    """The wanted rows of a shard as they were when this was made.
+
+    Args:
+        shard: the live memory.
+        mask_R: wanted rows, bool [R], not changed by anybody from now on; None wants all.
+        at_once: copy now; always so where the memory is an accelerator's.
+    """
+
+    def __init__(self, shard: TableShard, mask_R: Tensor | None, *, at_once: bool = False) -> None:
+        self.shard, self._mask_R = shard, mask_R
+        self._lock = threading.Lock()
+        self._read_until = 0  # rows before this one have been read, or are not wanted
+        self._aside: list[Rows] = []
+        self._is_aside_R = torch.zeros(shard.rows, dtype=torch.bool)
+        self._live = None if shard.weight_RD.is_cuda else _arrays(shard)
+        if at_once or self._live is None:
+            self._set_aside(torch.from_numpy(self._wanted()))
+            self._live = None
+
+    def _wanted(self) -> np.ndarray:
+        if self._mask_R is None:
+            return np.arange(self.shard.rows)
+        return np.flatnonzero(self._mask_R.cpu().numpy())
+
+    def count(self) -> int:
+        """How many rows are wanted."""
+        return self.shard.rows if self._mask_R is None else int(self._mask_R.sum())
+
+    def before_update(self, rows_n: Tensor) -> None:
+        """Set aside what of these rows is wanted and not read yet. Called before they change."""
+        if self._live is None or self._read_until >= self.shard.rows:
+            return
+        with self._lock:
+            pending_n = ~self._is_aside_R[rows_n] & (rows_n >= self._read_until)
+            if self._mask_R is not None:
+                pending_n &= self._mask_R[rows_n]
+            rows_n = rows_n[pending_n]
+            if len(rows_n):
+                self._set_aside(rows_n.unique())
+
+    def _set_aside(self, rows_n: Tensor) -> None:
+        at = rows_n.to(self.shard.weight_RD.device)
+        values = self.shard.weight_RD[at].cpu().numpy()
+        states = {name: state[at].cpu().numpy() for name, state in self.shard.states.items()}
+        self._aside.append(Rows(rows_n.numpy(), values, states))
+        self._is_aside_R[rows_n] = True
+
+    def blocks(self) -> Iterator[Rows]:
+        """The wanted rows, ascending; called once, from another thread than training's."""
+        wanted = self._wanted()
+        size = max(1, BLOCK_BYTES // (4 * self.shard.columns))
+        for begin in range(0, len(wanted), size):
+            rows_n = wanted[begin : begin + size]
+            with self._lock:
+                block = self._read(rows_n)
+                self._read_until = int(rows_n[-1]) + 1
+            yield block
+        with self._lock:
+            self._read_until = self.shard.rows
+            self._aside.clear()
+
+    def _read(self, rows_n: np.ndarray) -> Rows:
+        if self._live is not None:
+            contiguous = rows_n[-1] - rows_n[0] + 1 == len(rows_n)
+            at = slice(rows_n[0], rows_n[-1] + 1) if contiguous else rows_n
+            block = Rows(rows_n, self._live.values_nD[at], {name: kept[at] for name, kept in self._live.states.items()})
+            if contiguous:  # a view so far
+                block = Rows(rows_n, block.values_nD.copy(), {name: kept.copy() for name, kept in block.states.items()})
+        else:
+            n = len(rows_n)
+            block = Rows(
+                rows_n,
+                np.empty((n, self.shard.columns), np.float32),
+                {name: np.empty((n, *state.shape[1:]), np.float32) for name, state in self.shard.states.items()},
+            )
+        for old in self._aside:
+            first, last = np.searchsorted(old.rows_n, (rows_n[0], rows_n[-1] + 1))
+            at = np.searchsorted(rows_n, old.rows_n[first:last])
+            block.values_nD[at] = old.values_nD[first:last]
+            for name, kept in old.states.items():
+                block.states[name][at] = kept[first:last]
+        return block
+
+
+def _arrays(shard: TableShard) -> Rows:
+    """The live memory of a shard as arrays."""
+    states = {name: state.numpy() for name, state in shard.states.items()}
+    return Rows(np.empty(0, np.int64), shard.weight_RD.numpy(), states)
