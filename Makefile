@@ -46,6 +46,8 @@ bench: $(STAMP)
 	$(RUN) -m benchmarks.attention --quick
 	$(RUN) -m benchmarks.activations --quick
 	$(RUN) -m benchmarks.semantic_ids --quick
+	$(RUN) -m benchmarks.checkpoint --quick
+	$(RUN) -m benchmarks.crash --quick
 
 gpu-check: $(STAMP)
 	$(RUN) -m benchmarks.gpu_check

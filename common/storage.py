@@ -56,9 +56,11 @@ class Sink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._sync:
-            os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            if kind is None and self._sync:
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
 
 
 class Storage(ABC):

@@ -34,7 +34,7 @@ from model.config import BACKENDS, ModelConfig
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.trie import CodeTrie
 from serving.checkpoints.manifest import Manifest, step_folder
-from serving.checkpoints.model import check_belongs, find_chain, load_model, run_storage
+from serving.checkpoints.model import check_belongs, code_table_path, find_chain, load_model, run_storage
 from serving.engine import Engine, ranked_catalogue
 from serving.exact import ExactEngine
 from serving.index import FaissEngine
@@ -83,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         chain = find_chain(storage, config.checkpoint)
         manifest = chain[-1].manifest
         store = EventStore.open(Path(config.store or manifest.store), verify=world.is_first_on_node)
-        codes = CodeTable.open(Path(config.codes or manifest.codes), store)
+        codes = CodeTable.open(code_table_path(run, manifest, config.codes), store)
         check_belongs(manifest, storage.where(chain[-1].name), store, codes)
         model = load_model(storage, chain, world, config.attention_backend)
         tower = model.module.tower

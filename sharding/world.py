@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+START = timedelta(minutes=30)
+"""How long ranks wait for one another before training begins."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,36 @@ def open_world() -> Iterator[World]:
         device = torch.device("cpu")
     # Gloo beside NCCL: objects and CPU tensors (metrics, fingerprints) travel without a detour over the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = None if launched else dist.HashStore()
+    store: dist.Store | None = None if launched else dist.HashStore()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        kept = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=START)
+        store = store_of_this_start(kept, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device)
     finally:
         dist.destroy_process_group()
+
+
+def store_of_this_start(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of a store that no earlier start of the same ranks has written into.
+
+    torchrun keeps one store for all restarts, with the addresses of processes that are dead (pytorch issue 167288),
+    and its count of restarts differs from node to node (issue 135712). So rank 0 draws a name and tells it to each
+    rank that calls; what a dead process once asked is answered too, and nobody reads it.
+    """
+    own = secrets.token_hex(8)
+    if rank:
+        store.set(f"start/call/{rank}", own)
+        chosen: str = store.get(f"start/answer/{own}").decode()
+        store.set(f"start/heard/{chosen}/{rank}", "yes")
+        return dist.PrefixStore(chosen, store)
+    until = time.monotonic() + START.total_seconds()
+    for other in range(1, size):
+        while not store.check([f"start/heard/{own}/{other}"]):
+            if time.monotonic() > until:
+                raise TimeoutError(f"rank {other} of {size} has not come within {START}")
+            if store.check([f"start/call/{other}"]):
+                store.set(f"start/answer/{store.get(f'start/call/{other}').decode()}", own)
+            time.sleep(0.01)
+    return dist.PrefixStore(own, store)

@@ -99,6 +99,8 @@ class Trainer:
         with StopRequest() as request:
             self._train(progress, request)
             self.agreement.close()
+            if self.stop_signal:
+                self.checkpointer.settle()  # the ranks must agree on whether this step is saved
             if self.stop_signal and not self.checkpointer.is_saved(progress.step):
                 self._save(progress, {})
             self.checkpointer.finish()
@@ -113,16 +115,20 @@ class Trainer:
     def _train(self, progress: Progress, request: StopRequest) -> None:
         first_step, progress.plan = progress.step, self.loader.state(0, 0).plan
         self.begun_at = progress.step
-        while progress.epoch < self.epochs and progress.step < self.step_limit:
+        while (
+            progress.epoch < self.epochs and progress.step < self.step_limit and not self._is_out_of_patience(progress)
+        ):
             ended = self._train_epoch(progress, first_step, request)
             last = progress.epoch >= self.epochs or progress.step >= self.step_limit
             if last or (ended and progress.epoch % self.config.validate_every == 0):
                 self._validate_and_save(progress)
-                if self.config.patience and progress.stale >= self.config.patience:
-                    self.telemetry.say(f"no improvement in {progress.stale} validations: training ends")
-                    return
             if self.stop_signal:
                 return
+        if self._is_out_of_patience(progress):
+            self.telemetry.say(f"no improvement in {progress.stale} validations: training ends")
+
+    def _is_out_of_patience(self, progress: Progress) -> bool:
+        return bool(self.config.patience) and progress.stale >= self.config.patience
 
     def _train_epoch(self, progress: Progress, first_step: int, request: StopRequest) -> bool:
         """Train what is left of an epoch, and of the run's steps, until somebody asks to stop.
@@ -204,8 +210,9 @@ class Trainer:
         improved = score > progress.best
         progress.stale = 0 if improved else progress.stale + 1
         progress.best = score if improved else progress.best
-        self._save(progress, metrics)
+        # Reported before it is saved: a run resumed from what is saved does not repeat it.
         self._report_validation(progress, metrics, improved)
+        self._save(progress, metrics)
         self.log_start += time.perf_counter() - paused  # the rate is that of training alone
 
     def _save(self, progress: Progress, metrics: dict[str, float]) -> None:

@@ -235,7 +235,7 @@ def prepare_run_folder(config: TrainConfig, storage: Storage, world: World) -> l
         )
     if run.exists() and not run.is_dir():
         raise InputError(f"{run}: is a file, expected the folder of a run; choose another run=…")
-    foreign = sorted(path.name for path in run.iterdir() if path.name not in _RUN_FILES) if run.exists() else []
+    foreign = sorted(path.name for path in run.iterdir() if not _is_of_a_run(path.name)) if run.exists() else []
     if foreign:
         raise InputError(f"{run}: holds {foreign[0]}, which is not a run's; choose another run=…, or move it away")
     dist.barrier()  # until every rank has looked, the folder must stay as it was
@@ -243,10 +243,16 @@ def prepare_run_folder(config: TrainConfig, storage: Storage, world: World) -> l
         for folder in storage.folders():
             if folder.startswith("step-"):
                 storage.remove_folder(folder)
-        for name in _RUN_FILES:
-            _remove(run / name)
+        for path in list(run.iterdir()) if run.exists() else []:
+            if _is_of_a_run(path.name):
+                _remove(path)
         write_text_atomically(run / "config.yaml", to_yaml(config))
     return []
+
+
+def _is_of_a_run(name: str) -> bool:
+    """Whether a run writes a file of that name, or a kill may have left it half-written."""
+    return name in _RUN_FILES or any(name.startswith(f".{own}.writing-") for own in _RUN_FILES)
 
 
 def _remove(path: Path) -> None:

@@ -112,6 +112,9 @@ class Checkpoints:
             except FileNotFoundError:
                 yield Damage(f"{where}: no such file")
                 continue
+            except OSError as error:
+                yield Damage(f"{where}: cannot be read: {error}")
+                continue
             if count != expected["bytes"]:
                 yield Damage(f"{where}: {count} bytes, {expected['bytes']} were written")
             elif digest != expected["xxh3_128"]:
@@ -123,7 +126,14 @@ class Checkpoints:
         Raises:
             Damage: some file is not as it was written.
         """
-        chain = self.chain(name)
+        chain: list[Link] = []
+        fault = None
+        try:
+            chain = self.chain(name)
+        except Damage as damage:
+            fault = damage
+        if fault := _agreed(fault):
+            raise fault
         for link in reversed(chain):
             self.verify(link)
         return chain

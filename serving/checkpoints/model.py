@@ -32,15 +32,31 @@ SELECTION_METRIC = "ndcg@10"
 MODEL = "model."
 """What the names of dense parameters begin with in a checkpoint's dense file."""
 
+BUNDLED_CODES = "codes"
+"""Folder of the code table in an exported bundle; a run's own folder has none."""
+
 
 def run_storage(run: Path, given: str = "") -> Storage:
-    """Where a run keeps its checkpoints: as given, else where its `config.yaml` says, else in its own folder."""
+    """Where a run keeps its checkpoints: as given, else where its `config.yaml` says, else in its own folder.
+
+    Raises:
+        InputError: that file is not readable.
+    """
     config = run / "config.yaml"
     if not given and config.is_file():
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{config}: not a readable configuration: {' '.join(str(error).split())}") from None
         group = content.get("checkpoint") if isinstance(content, dict) else None
         given = str(group.get("path") or "") if isinstance(group, dict) else ""
     return open_storage(given or os.fspath(run / "checkpoints"))
+
+
+def code_table_path(run: Path | None, manifest: Manifest, given: str = "") -> Path:
+    """Where the code table of a run is: as given, else the bundle's own, else where it was in training."""
+    bundled = run / BUNDLED_CODES if run else None
+    return Path(given) if given else bundled if bundled and bundled.is_dir() else Path(manifest.codes)
 
 
 def find_chain(storage: Storage, which: str) -> list[Link]:

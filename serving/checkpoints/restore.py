@@ -201,4 +201,4 @@ def _put(target: Tensor, rows: slice | Tensor, values: Tensor) -> None:
     if isinstance(rows, slice):
         target[rows].copy_(values)
     else:
-        target[rows.to(target.device)] = values.to(target)
+        target.index_copy_(0, rows.to(target.device), values.to(target))

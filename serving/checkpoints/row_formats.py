@@ -2,7 +2,8 @@
 
 `float32` [n, D] as they are. `int8` uint8 [n, D + 8]: D values of 8 bits, then the row's scale and bias in float32;
 value = scale · byte + bias. `int4` uint8 [n, ⌈D / 2⌉ + 4]: two values a byte, the low half first, then scale and bias
-in float16. Optimizer states are `float32` or `bfloat16`.
+in float16, so values beyond ±65504 come back as infinities. In an odd width the last half byte means nothing. Optimizer
+states are `float32` or `bfloat16`.
 
 Shapes: n rows · D width.
 """
@@ -32,7 +33,7 @@ def encode_rows(format: str, rows_nD: np.ndarray) -> np.ndarray:
     if format == "int8":
         encoded: Tensor = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(rows)
     else:
-        encoded = torch.ops.fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf(rows, 4)
+        encoded = _encode_int4(rows)
     return encoded.numpy()
 
 
@@ -45,8 +46,26 @@ def decode_rows(format: str, encoded: Tensor, width: int) -> Tensor:
     if format == "int8":
         decoded: Tensor = torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(encoded.contiguous())
     else:
-        decoded = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloat(encoded.contiguous(), 4)
+        decoded = _decode_int4(encoded, width)
     return decoded[:, :width]
+
+
+def _encode_int4(rows_nD: Tensor) -> Tensor:
+    """FBGEMM wants widths in fours: the last column, repeated, changes no row's scale, and its bytes are left out."""
+    missing = -rows_nD.shape[1] % 4
+    padded = torch.cat([rows_nD, rows_nD[:, -1:].expand(-1, missing)], dim=1) if missing else rows_nD
+    encoded: Tensor = torch.ops.fbgemm.FloatToFusedNBitRowwiseQuantizedSBHalf(padded.contiguous(), 4)
+    used = -(-rows_nD.shape[1] // 2)
+    return torch.cat([encoded[:, :used], encoded[:, -4:]], dim=1) if missing else encoded
+
+
+def _decode_int4(encoded: Tensor, width: int) -> Tensor:
+    missing = -width % 4 // 2
+    if missing:
+        zeros = encoded.new_zeros(len(encoded), missing)
+        encoded = torch.cat([encoded[:, :-4], zeros, encoded[:, -4:]], dim=1)
+    decoded: Tensor = torch.ops.fbgemm.FusedNBitRowwiseQuantizedSBHalfToFloat(encoded.contiguous(), 4)
+    return decoded
 
 
 def encode_state(format: str, values: np.ndarray) -> np.ndarray:

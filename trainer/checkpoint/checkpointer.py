@@ -25,7 +25,7 @@ from common.progress import format_count, format_seconds
 from common.seeding import random_states
 from common.storage import Storage
 from serving.checkpoints.chain import Link
-from serving.checkpoints.manifest import BASE, DELTA, Manifest
+from serving.checkpoints.manifest import BASE, DELTA, Manifest, step_folder
 from sharding.apply import sharded_tables
 from sharding.tables import table_shards
 from sharding.world import World
@@ -68,7 +68,8 @@ class ChainSoFar:
         """Whether the checkpoint of a step is to be a base or a delta."""
         old = config.base_every and step - self.base_step >= config.base_every
         long = self.delta_bytes > config.chain_share * self.base_bytes
-        return BASE if not self.newest or old or long else DELTA
+        again = self.newest == step_folder(step)  # a delta cannot be made from what it takes the place of
+        return BASE if not self.newest or old or long or again else DELTA
 
     def add(self, outcome: Outcome) -> None:
         """A checkpoint has become visible."""
@@ -155,7 +156,7 @@ class Checkpointer:
             rank=self.world.rank,
             size=self.world.size,
             group=self._group,
-            then=self._tidy,
+            then=lambda: self._tidy(step_folder(step)),
         )
         self._flight = _Flight(writing, masks_R)
         self.touched.before_update = self._before_update
@@ -254,9 +255,9 @@ class Checkpointer:
             torch.cuda.synchronize()
         return self._staging
 
-    def _tidy(self) -> None:
+    def _tidy(self, written: str) -> None:
         try:
-            remove_old(self.storage, self.config.keep)
+            remove_old(self.storage, self.config.keep, written)
         except Exception as error:
             self._say(f"warning: {self.storage.url}: old checkpoints cannot be removed: {error}")
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 
+from common.errors import InputError
 from common.seeding import set_random_states
 from common.storage import Storage, open_storage
 from data.event_store import EventStore
@@ -60,6 +61,10 @@ def resume(
     """
     manifest, where = chain[-1].manifest, storage.where(chain[-1].name)
     check_belongs(manifest, where, store, codes)
+    if any(not shard.states for link in chain for shard in link.manifest.shards):
+        raise InputError(
+            f"{where}: has no optimizer states, as a bundle for serving; start a run of its own with start_from="
+        )
     progress = Progress(**manifest.progress)
     loader.check_state(progress.loader)
     shards = table_shards(model)

@@ -23,8 +23,11 @@ from torch import Tensor
 
 from sharding.tables import TableShard
 
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES = 2**19
 """Of values read at a time: training waits at most for the copying of one block."""
+
+_PENDING, _ASIDE = 1, 2
+"""Marks of rows: to be read; set aside before they changed. Rows that are not wanted have 0."""
 
 
 @dataclass(frozen=True)
@@ -36,53 +39,59 @@ class Rows:
     states: dict[str, np.ndarray]
 
 
+def _put(old: Rows, block: Rows) -> None:
+    """Put values set aside into a block that has some of their rows."""
+    first, last = np.searchsorted(old.rows_n, (block.rows_n[0], block.rows_n[-1] + 1))
+    at = np.searchsorted(block.rows_n, old.rows_n[first:last])
+    block.values_nD[at] = old.values_nD[first:last]
+    for name, kept in old.states.items():
+        block.states[name][at] = kept[first:last]
+
+
 class TableSnapshot:
     """The wanted rows of a shard as they were when this was made.
 
     Args:
         shard: the live memory.
-        mask_R: wanted rows, bool [R], not changed by anybody from now on; None wants all.
+        mask_R: wanted rows, uint8 [R], not 0; nobody else uses it from now on. None wants all.
         at_once: copy now; always so where the memory is an accelerator's.
     """
 
     def __init__(self, shard: TableShard, mask_R: Tensor | None, *, at_once: bool = False) -> None:
-        self.shard, self._mask_R = shard, mask_R
+        self.shard, self._is_base = shard, mask_R is None
         self._lock = threading.Lock()
         self._read_until = 0  # rows before this one have been read, or are not wanted
         self._aside: list[Rows] = []
-        self._is_aside_R = torch.zeros(shard.rows, dtype=torch.bool)
+        self._marks_R = torch.ones(shard.rows, dtype=torch.uint8) if mask_R is None else mask_R.cpu()
         self._live = None if shard.weight_RD.is_cuda else _arrays(shard)
         if at_once or self._live is None:
             self._set_aside(torch.from_numpy(self._wanted()))
             self._live = None
 
     def _wanted(self) -> np.ndarray:
-        if self._mask_R is None:
-            return np.arange(self.shard.rows)
-        return np.flatnonzero(self._mask_R.cpu().numpy())
+        return np.arange(self.shard.rows) if self._is_base else np.flatnonzero(self._marks_R.numpy())
 
     def count(self) -> int:
         """How many rows are wanted."""
-        return self.shard.rows if self._mask_R is None else int(self._mask_R.sum())
+        return self.shard.rows if self._is_base else int(np.count_nonzero(self._marks_R.numpy()))
 
     def before_update(self, rows_n: Tensor) -> None:
         """Set aside what of these rows is wanted and not read yet. Called before they change."""
         if self._live is None or self._read_until >= self.shard.rows:
             return
-        with self._lock:
-            pending_n = ~self._is_aside_R[rows_n] & (rows_n >= self._read_until)
-            if self._mask_R is not None:
-                pending_n &= self._mask_R[rows_n]
-            rows_n = rows_n[pending_n]
-            if len(rows_n):
-                self._set_aside(rows_n.unique())
+        rows_n = rows_n[rows_n >= self._read_until]
+        rows_n = rows_n[self._marks_R.index_select(0, rows_n) == _PENDING]
+        if len(rows_n):
+            self._set_aside(rows_n.unique())  # a popular row comes hundreds of times
 
     def _set_aside(self, rows_n: Tensor) -> None:
         at = rows_n.to(self.shard.weight_RD.device)
-        values = self.shard.weight_RD[at].cpu().numpy()
-        states = {name: state[at].cpu().numpy() for name, state in self.shard.states.items()}
-        self._aside.append(Rows(rows_n.numpy(), values, states))
-        self._is_aside_R[rows_n] = True
+        values = self.shard.weight_RD.index_select(0, at).cpu().numpy()  # an eighth of the time of indexing
+        states = {name: state.index_select(0, at).cpu().numpy() for name, state in self.shard.states.items()}
+        self._marks_R.index_fill_(0, rows_n, _ASIDE)
+        aside = Rows(rows_n.numpy(), values, states)
+        with self._lock:  # a block being read is whole before the rows may change, and the next one knows of them
+            self._aside.append(aside)
 
     def blocks(self) -> Iterator[Rows]:
         """The wanted rows, ascending; called once, from another thread than training's."""
@@ -92,6 +101,8 @@ class TableSnapshot:
             rows_n = wanted[begin : begin + size]
             with self._lock:
                 block = self._read(rows_n)
+                for aside in self._aside:
+                    _put(aside, block)
                 self._read_until = int(rows_n[-1]) + 1
             yield block
         with self._lock:
@@ -99,26 +110,18 @@ class TableSnapshot:
             self._aside.clear()
 
     def _read(self, rows_n: np.ndarray) -> Rows:
-        if self._live is not None:
-            contiguous = rows_n[-1] - rows_n[0] + 1 == len(rows_n)
-            at = slice(rows_n[0], rows_n[-1] + 1) if contiguous else rows_n
-            block = Rows(rows_n, self._live.values_nD[at], {name: kept[at] for name, kept in self._live.states.items()})
-            if contiguous:  # a view so far
-                block = Rows(rows_n, block.values_nD.copy(), {name: kept.copy() for name, kept in block.states.items()})
-        else:
-            n = len(rows_n)
-            block = Rows(
-                rows_n,
-                np.empty((n, self.shard.columns), np.float32),
-                {name: np.empty((n, *state.shape[1:]), np.float32) for name, state in self.shard.states.items()},
-            )
-        for old in self._aside:
-            first, last = np.searchsorted(old.rows_n, (rows_n[0], rows_n[-1] + 1))
-            at = np.searchsorted(rows_n, old.rows_n[first:last])
-            block.values_nD[at] = old.values_nD[first:last]
-            for name, kept in old.states.items():
-                block.states[name][at] = kept[first:last]
-        return block
+        """Live values, to be replaced where they are set aside; of a copy taken at once, room for all of them."""
+        if self._live is None:
+            states = {
+                name: np.empty((len(rows_n), *state.shape[1:]), np.float32) for name, state in self.shard.states.items()
+            }
+            return Rows(rows_n, np.empty((len(rows_n), self.shard.columns), np.float32), states)
+        if rows_n[-1] - rows_n[0] + 1 == len(rows_n):
+            at = slice(rows_n[0], rows_n[-1] + 1)
+            states = {name: kept[at].copy() for name, kept in self._live.states.items()}
+            return Rows(rows_n, self._live.values_nD[at].copy(), states)
+        states = {name: kept.take(rows_n, axis=0) for name, kept in self._live.states.items()}
+        return Rows(rows_n, self._live.values_nD.take(rows_n, axis=0), states)
 
 
 def _arrays(shard: TableShard) -> Rows:

@@ -43,14 +43,14 @@ class TouchedRows:
                 module.register_post_lookup_tracker_fn(self._after_lookup)
 
     def _none(self) -> list[Tensor]:
-        return [torch.zeros(shard.rows, dtype=torch.bool, device=shard.weight_RD.device) for shard in self.shards]
+        return [torch.zeros(shard.rows, dtype=torch.uint8, device=shard.weight_RD.device) for shard in self.shards]
 
     def _after_lookup(self, features: KeyedJaggedTensor, _pooled: Tensor, module: Any, _raw_ids: Any) -> None:
         """The hook: `features` are numbers of rows on this rank, as every sharding hands them to its kernels."""
         if not module.training:
             return
         for key in set(features.keys()):
-            rows_n = features[key].values()
+            rows_n = features[key].values().long()  # some inputs come in 32 bits
             for index in self._shards_of[key]:
                 self.mark(index, rows_n)
 
@@ -58,14 +58,14 @@ class TouchedRows:
         """Rows of a shard that are about to change."""
         if self.before_update:
             self.before_update(index, rows_n)
-        self._masks_R[index][rows_n] = True
+        self._masks_R[index].index_fill_(0, rows_n, 1)
 
     def take(self) -> list[Tensor]:
-        """Masks [R] of what was touched since the last call; begins anew."""
+        """Masks, uint8 [R], of what was touched since the last call: not 0 there; begins anew."""
         taken, self._masks_R = self._masks_R, self._none()
         return taken
 
     def put_back(self, masks_R: list[Tensor]) -> None:
         """Undo a `take` whose checkpoint came to nothing: its rows belong to the next."""
         for mask_R, back_R in zip(self._masks_R, masks_R, strict=True):
-            mask_R |= back_R
+            mask_R |= back_R != 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from common.storage import Storage
 from common.tensor_files import Layout, TensorFileWriter
-from serving.checkpoints.manifest import DELTA, MANIFEST, Manifest, Shard, encode_manifest, step_folder
+from serving.checkpoints.manifest import DELTA, MANIFEST, Manifest, Shard, encode_manifest, read_manifest, step_folder
 from serving.checkpoints.row_formats import encode_rows, encode_state, encoded_width
 from trainer.checkpoint.snapshot import TableSnapshot
 
@@ -134,7 +135,7 @@ class Writing:
         part.random = tables
         part.shards = [self._shard(snapshot, tables, states) for snapshot in self.snapshots]
         value_layouts = [layout for shard in part.shards for layout in self._value_layouts(shard)]
-        value_layouts += [_layout(name, value) for name, value in self.random.items()]
+        value_layouts += [layout_of(name, value) for name, value in self.random.items()]
         state_layouts = [
             Layout(
                 f"{shard.key}.{name}",
@@ -150,7 +151,7 @@ class Writing:
             for shard, snapshot in zip(part.shards, self.snapshots, strict=True):
                 self._write_shard(shard, snapshot, value_file, state_file)
             for name, value in self.random.items():
-                value_file.write(name, _bits(value))
+                value_file.write(name, bits_of(value))
             value_file.finish()
             state_file.finish()
         part.files[tables] = {"bytes": value_sink.size, "xxh3_128": value_sink.digest}
@@ -200,9 +201,9 @@ class Writing:
 
     def _write_tensors(self, part: Part, file: str, tensors: Mapping[str, Tensor]) -> None:
         with self._create(part, file) as sink:
-            writer = TensorFileWriter(sink, [_layout(name, value) for name, value in tensors.items()])
+            writer = TensorFileWriter(sink, [layout_of(name, value) for name, value in tensors.items()])
             for name, value in tensors.items():
-                writer.write(name, _bits(value))
+                writer.write(name, bits_of(value))
             writer.finish()
         part.files[file] = {"bytes": sink.size, "xxh3_128": sink.digest}
 
@@ -215,6 +216,7 @@ class Writing:
                 self._make_visible(parts, files)
             except Exception as error:
                 failed = f"{MANIFEST}: {type(error).__name__}: {error}"
+                self._withdraw()
         if failed:
             self._remove_attempt(parts)
             return Outcome(step, kind, seconds=time.perf_counter() - start, error=failed)
@@ -234,9 +236,17 @@ class Writing:
         )
         folder = step_folder(self.manifest.step)
         self.storage.replace(f"{folder}/{MANIFEST}", encode_manifest(manifest))
-        for name in self.storage.files(folder):
-            if name not in files and name != MANIFEST:  # of an attempt that a crash cut short, or of what this replaces
-                self.storage.remove(f"{folder}/{name}")
+        with contextlib.suppress(Exception):  # what counts is there; a leftover is in nobody's way
+            for name in self.storage.files(folder):
+                if name not in files and name != MANIFEST:  # of an attempt cut short, or of what this replaces
+                    self.storage.remove(f"{folder}/{name}")
+
+    def _withdraw(self) -> None:
+        """An upload may have arrived though its answer did not: a manifest must not outlive the files it names."""
+        folder = step_folder(self.manifest.step)
+        with contextlib.suppress(Exception):
+            if read_manifest(self.storage, folder).state == self.manifest.state:
+                self.storage.remove(f"{folder}/{MANIFEST}")
 
     def _remove_attempt(self, parts: list[Part]) -> None:
         """Make room again: best effort, since the disk has just failed us; the next writing of a step tidies up too."""
@@ -251,11 +261,12 @@ class Writing:
             return
 
 
-def _layout(name: str, value: Tensor) -> Layout:
+def layout_of(name: str, value: Tensor) -> Layout:
+    """How a tensor lies in a file."""
     return Layout(name, _DTYPES[value.dtype], tuple(value.shape))
 
 
-def _bits(value: Tensor) -> np.ndarray:
+def bits_of(value: Tensor) -> np.ndarray:
     """The numbers of a tensor on the CPU; of bfloat16, which NumPy lacks, the bits."""
     value = value.contiguous()
     return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
