@@ -85,6 +85,10 @@ class Strike:
         return True
 
 
+CONTROL = Strike([0], None, writes=2, moment=FILES)
+"""The first checkpoint is whole by then, so that there is something to go on from, and to spoil."""
+
+
 @dataclass(frozen=True)
 class Kill:
     """What a kill struck.
@@ -197,12 +201,15 @@ def kill_and_resume(
         strike = None
         if len(run.kills) < kills:
             strike = Strike.draw(chance, job.size, *job.rest(max(expected, 0)), aimed=job.aims)
+            strike = CONTROL if alter else strike
         attempt = job.start(folder, board, alter=alter and strike is None)
         struck = strike is not None and strike.wait(attempt, board)
         if struck:
             assert strike is not None
-            run.kills.append(_strike(strike, attempt, board, job.size, folder))
-            job.aims = not run.kills[-1].aimed
+            kill = _strike(strike, attempt, board, job.size, folder)
+            if -signal.SIGKILL in [attempt.statuses.get(rank) for rank in strike.ranks]:  # else it ended just before
+                run.kills.append(kill)
+                job.aims = not kill.aimed
         elif not attempt.wait(LIMIT_S):
             attempt.kill(range(job.size), signal.SIGKILL)
             attempt.wait(PATIENCE_S)

@@ -5,10 +5,8 @@ What a piece ought to hold is put together here from the pieces that training ha
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -140,6 +138,7 @@ def write_plan(world: World, folder: Path, plan: str) -> Pieces:
 
 Saved = dict[str, Pieces]
 """Folder of a chain → what it ought to restore."""
+Work = Callable[[World, Path, Saved], None]
 
 
 def write_plans(world: World, folder: Path, saved: Saved) -> None:
@@ -221,41 +220,21 @@ def read_all(world: World, folder: Path, saved: Saved) -> None:
         assert pieces_on_rank == 1 + 0 + 2, "the last of four has no rows of the small table, and by tables none at all"
 
 
-WORLDS: list[tuple[int, Callable[[World, Path, Saved], None]]] = [
-    (1, write_plans),
-    (2, write_and_go_on),
-    (3, write_and_mix),
-    (1, read_all),
-    (2, read_all),
-    (3, read_all),
-    (4, read_all),
-]
-
-
-def through_worlds(world: World, folder: Path) -> Saved:
-    """Four processes that join and leave: starting them anew for each world would cost more than all that they do."""
-    saved: Saved = {}
+def in_one_world(world: World, folder: Path, saved: Saved, works: list[Work]) -> Saved:
+    """Several works in one spawned world."""
     with mock.patch.dict(ROWS, FEW):
-        for number, (size, work) in enumerate(WORLDS):
-            dist.destroy_process_group()
-            os.environ.update(WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
-            if world.rank < size:
-                store = dist.FileStore(str(folder.with_name(f"world-{number}")), size)
-                dist.init_process_group(
-                    "gloo", store=store, rank=world.rank, world_size=size, timeout=timedelta(minutes=10)
-                )
-                told = [saved]
-                dist.broadcast_object_list(told, src=0)
-                saved = told[0]
-                work(World(world.rank, size, size, world.device), folder, saved)
-                dist.barrier()
-            else:
-                dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # left in the next round
+        for work in works:
+            work(world, folder, saved)
     return saved
 
 
-def test_every_plan_and_number_of_ranks_is_restored_under_every_other(tmp_path: Path) -> None:
-    saved = run_on_ranks(4, through_worlds, tmp_path / "chains")[0]
+def test_every_plan_and_number_of_ranks_is_restored_under_every_other(world: World, tmp_path: Path) -> None:
+    folder, saved = tmp_path / "chains", {}
+    write_plans(world, folder, saved)
+    saved = run_on_ranks(2, in_one_world, folder, saved, [write_and_go_on, read_all])[0]
+    saved = run_on_ranks(3, in_one_world, folder, saved, [write_and_mix, read_all])[0]
+    read_all(world, folder, saved)
+    run_on_ranks(4, in_one_world, folder, saved, [read_all])
     assert len(saved) == 3 * len(PLANS) + 2
     assert any(piece["weight"].shape[1] < WIDTH for piece in saved["column_wise-1"]), "columns have been cut"
     halves = [piece["momentum1"] for piece in saved["column_wise-1"] if piece["table"] == "large"]
