@@ -25,6 +25,9 @@ from common.files import fsync_path
 BLOCK_BYTES = 8 * 2**20
 """Read or uploaded at a time."""
 
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}
+"""Where there are no folders to make, and making one would make a bucket of a mistyped name."""
+
 
 class Sink:
     """A file being written: counts and digests (XXH3, 128 bits) what passes through.
@@ -211,56 +214,77 @@ class RemoteStorage(Storage):
     def __init__(self, url: str, filesystem: Any, root: str) -> None:
         self.url, self.root, self._fs = url, root.rstrip("/"), filesystem
 
-    def _entries(self, path: str) -> list[dict[str, Any]]:
-        self._fs.invalidate_cache()  # other processes write here too
+    @contextlib.contextmanager
+    def _reaching(self, name: str) -> Iterator[str]:
+        """The path of a file or folder there. What its library raises, whatever it is, becomes an OSError."""
         try:
-            entries: list[dict[str, Any]] = self._fs.ls(path, detail=True)
-        except FileNotFoundError:
-            return []
-        return [entry for entry in entries if entry["name"].rstrip("/") != path]
+            yield f"{self.root}/{name}".rstrip("/")
+        except OSError:
+            raise
+        except Exception as error:  # without credentials, without an answer …: of no common class
+            raise OSError(f"{self.where(name)}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+    def _entries(self, folder: str) -> list[dict[str, Any]]:
+        with self._reaching(folder) as path:
+            self._fs.invalidate_cache()  # other processes write here too
+            try:
+                entries: list[dict[str, Any]] = self._fs.ls(path, detail=True)
+            except FileNotFoundError:
+                return []
+            return [entry for entry in entries if entry["name"].rstrip("/") != path]
 
     def folders(self) -> list[str]:
         """See `Storage`."""
-        found = (entry["name"] for entry in self._entries(self.root) if entry["type"] == "directory")
+        found = (entry["name"] for entry in self._entries("") if entry["type"] == "directory")
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     def files(self, folder: str) -> list[str]:
         """See `Storage`."""
-        found = (entry["name"] for entry in self._entries(f"{self.root}/{folder}") if entry["type"] == "file")
+        found = (entry["name"] for entry in self._entries(folder) if entry["type"] == "file")
         return sorted(name.rsplit("/", 1)[-1] for name in found)
 
     def create(self, name: str) -> Sink:
         """See `Storage`."""
-        self._fs.makedirs(f"{self.root}/{name}".rsplit("/", 1)[0], exist_ok=True)
-        return Sink(self._fs.open(f"{self.root}/{name}", "wb", block_size=BLOCK_BYTES), sync=False)
+        with self._reaching(name) as path:
+            if not _OBJECT_STORES & set(_names_of(self._fs.protocol)):
+                self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            return Sink(self._fs.open(path, "wb", block_size=BLOCK_BYTES), sync=False)
 
     def replace(self, name: str, data: bytes) -> None:
         """See `Storage`."""
-        self._fs.pipe_file(f"{self.root}/{name}", data)
+        with self._reaching(name) as path:
+            self._fs.pipe_file(path, data)
 
     def open(self, name: str) -> IO[bytes]:
         """See `Storage`."""
-        self._fs.invalidate_cache()
-        opened: IO[bytes] = self._fs.open(f"{self.root}/{name}", "rb", block_size=BLOCK_BYTES)
-        return opened
+        with self._reaching(name) as path:
+            self._fs.invalidate_cache()
+            opened: IO[bytes] = self._fs.open(path, "rb", block_size=BLOCK_BYTES)
+            return opened
 
     def remove(self, name: str) -> None:
         """See `Storage`."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self.root}/{name}")
+        with self._reaching(name) as path, contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(path)
 
     def remove_folder(self, folder: str) -> None:
         """See `Storage`."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(f"{self.root}/{folder}", recursive=True)
-        self._fs.invalidate_cache()
+        with self._reaching(folder) as path:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm(path, recursive=True)
+            self._fs.invalidate_cache()
 
     def copy_here(self, name: str, folder: Path) -> Path:
         """See `Storage`."""
-        path = folder / name.replace("/", "-")
-        if not path.exists():
-            self._fs.get_file(f"{self.root}/{name}", str(path))
-        return path
+        copy = folder / name.replace("/", "-")
+        if not copy.exists():
+            with self._reaching(name) as path:
+                self._fs.get_file(path, str(copy))
+        return copy
+
+
+def _names_of(protocol: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (protocol,) if isinstance(protocol, str) else protocol
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -158,7 +159,7 @@ class Checkpoints:
     def best(self, metric: str) -> Link | None:
         """The checkpoint with the largest validation metric, the earliest of equals; the newest if none has one."""
         links = self.links()
-        measured = [link for link in links if metric in link.manifest.metrics]
+        measured = [link for link in links if not math.isnan(link.manifest.metrics.get(metric, math.nan))]
         if measured:
             return max(measured, key=lambda link: link.manifest.metrics[metric])
         return links[-1] if links else None

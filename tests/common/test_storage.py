@@ -8,13 +8,14 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 import s3fs
 import xxhash
 
 from common import storage as storage_module
 from common.errors import InputError
-from common.storage import LocalStorage, Storage, local_copies, open_storage
+from common.storage import LocalStorage, RemoteStorage, Storage, local_copies, open_storage
 from tests.s3_server import s3_bucket  # noqa: F401 — asked for by name
 
 Open = Callable[[], Storage]
@@ -202,3 +203,23 @@ def test_a_place_of_no_known_kind_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(InputError, match=r"s3://bucket/a: not a place .*pip install -e '\.\[s3\]'"):
         open_storage("s3://bucket/a")
+
+
+def test_a_bucket_that_is_not_there_is_a_fault_and_is_not_made(request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("s3_bucket")
+    storage = open_storage("s3://mistyped-bucket/run")
+    with pytest.raises(OSError, match="bucket"), storage.create("step-1/x") as sink:
+        sink.write(b"lost")
+    assert not s3fs.S3FileSystem(skip_instance_cache=True).exists("mistyped-bucket")
+
+
+def test_an_object_store_that_does_not_answer_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    filesystem = fsspec.filesystem("s3", skip_instance_cache=True, config_kwargs={"connect_timeout": 1})
+    filesystem.retries = 1
+    storage = RemoteStorage("s3://somewhere/run", filesystem, "somewhere/run")
+    with pytest.raises(OSError, match="somewhere/run"):
+        storage.folders()

@@ -45,7 +45,7 @@ def remove_old(storage: Storage, keep: int, written: str = "") -> list[str]:
     checkpoints = Checkpoints(storage)
     kept, names = needed(checkpoints, keep, written), checkpoints.names()
     removed = [name for name in names if name not in kept]
-    for name in removed:
+    for name in reversed(removed):  # newest first: nothing ever stands there whose base is gone
         storage.remove(f"{name}/{MANIFEST}")
     for folder in storage.folders():
         if folder.startswith("step-") and folder not in kept:
