@@ -14,6 +14,7 @@ Shapes: R rows of the shard · n rows of a block · D columns.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ class TableSnapshot:
     def __init__(self, shard: TableShard, mask_R: Tensor | None, *, at_once: bool = False) -> None:
         self.shard, self._is_base = shard, mask_R is None
         self._lock = threading.Lock()
+        self._training_waits = False
         self._read_until = 0  # rows before this one have been read, or are not wanted
         self._aside: list[Rows] = []
         self._marks_R = torch.ones(shard.rows, dtype=torch.uint8) if mask_R is None else mask_R.cpu()
@@ -90,8 +92,10 @@ class TableSnapshot:
         states = {name: state.index_select(0, at).cpu().numpy() for name, state in self.shard.states.items()}
         self._marks_R.index_fill_(0, rows_n, _ASIDE)
         aside = Rows(rows_n.numpy(), values, states)
+        self._training_waits = True
         with self._lock:  # a block being read is whole before the rows may change, and the next one knows of them
             self._aside.append(aside)
+        self._training_waits = False
 
     def blocks(self) -> Iterator[Rows]:
         """The wanted rows, ascending; called once, from another thread than training's."""
@@ -99,6 +103,8 @@ class TableSnapshot:
         size = max(1, BLOCK_BYTES // (4 * self.shard.columns))
         for begin in range(0, len(wanted), size):
             rows_n = wanted[begin : begin + size]
+            while self._training_waits:  # a lock goes to whoever asks first, which a loop that has just left it does
+                time.sleep(1e-5)
             with self._lock:
                 block = self._read(rows_n)
                 for aside in self._aside:

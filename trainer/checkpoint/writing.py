@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from common.storage import Storage
 from common.tensor_files import Layout, TensorFileWriter
 from serving.checkpoints.manifest import DELTA, MANIFEST, Manifest, Shard, encode_manifest, read_manifest, step_folder
 from serving.checkpoints.row_formats import encode_rows, encode_state, encoded_width
-from trainer.checkpoint.snapshot import TableSnapshot
+from trainer.checkpoint.snapshot import Rows, TableSnapshot
 
 _DTYPES = {
     torch.float32: "float32",
@@ -31,6 +31,11 @@ _DTYPES = {
     torch.int64: "int64",
     torch.bool: "bool",
 }
+
+
+READ_AHEAD_BYTES = 2**28
+"""Of a rank's rows read into memory before any is written. While rows are unread, training sets aside those that it
+changes; a disk takes several times as long as memory. What is larger, as bases are, is read as it is written."""
 
 
 @dataclass
@@ -145,11 +150,12 @@ class Writing:
             for shard, snapshot in zip(part.shards, self.snapshots, strict=True)
             for name, state in snapshot.shard.states.items()
         ]
+        blocks = self._read_ahead(part.shards)
         with self._create(part, tables) as value_sink, self._create(part, states) as state_sink:
             value_file = TensorFileWriter(value_sink, value_layouts)
             state_file = TensorFileWriter(state_sink, state_layouts)
-            for shard, snapshot in zip(part.shards, self.snapshots, strict=True):
-                self._write_shard(shard, snapshot, value_file, state_file)
+            for shard, of_shard in zip(part.shards, blocks, strict=True):
+                self._write_shard(shard, of_shard, value_file, state_file)
             for name, value in self.random.items():
                 value_file.write(name, bits_of(value))
             value_file.finish()
@@ -181,18 +187,28 @@ class Writing:
     def _row_dtype(self, shard: Shard) -> str:
         return "int32" if self.manifest.tables[shard.table][0] < 2**31 else "int64"
 
+    def _read_ahead(self, shards: list[Shard]) -> list[Iterable[Rows]]:
+        """The rows of each piece: in memory, as far as it goes, or to be read as they are written."""
+        room = READ_AHEAD_BYTES
+        blocks: list[Iterable[Rows]] = []
+        for shard, snapshot in zip(shards, self.snapshots, strict=True):
+            size = 4 * shard.stored * shard.columns
+            blocks.append(list(snapshot.blocks()) if size <= room else snapshot.blocks())
+            room -= min(size, room)
+        return blocks
+
     def _write_shard(
-        self, shard: Shard, snapshot: TableSnapshot, value_file: TensorFileWriter, state_file: TensorFileWriter
+        self, shard: Shard, blocks: Iterable[Rows], value_file: TensorFileWriter, state_file: TensorFileWriter
     ) -> None:
         """Values go to the disk block by block; row numbers and states, a few bytes a row, wait until values end."""
         rows: list[np.ndarray] = []
-        states: dict[str, list[np.ndarray]] = {name: [] for name in snapshot.shard.states}
-        for block in snapshot.blocks():
+        states: dict[str, list[np.ndarray]] = {}
+        for block in blocks:
             value_file.write(f"{shard.key}.values", encode_rows(self.manifest.value_format, block.values_nD))
             if self.manifest.kind == DELTA:
                 rows.append((block.rows_n + shard.first_row).astype(self._row_dtype(shard)))
             for name, values in block.states.items():
-                states[name].append(encode_state(self.manifest.state_format, values))
+                states.setdefault(name, []).append(encode_state(self.manifest.state_format, values))
         for piece in rows:
             value_file.write(f"{shard.key}.rows", piece)
         for name, pieces in states.items():
