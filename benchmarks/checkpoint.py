@@ -291,7 +291,7 @@ def _report(found: dict[str, Any], rows: int, deltas: int, findings: Findings) -
     lines = [
         [
             name,
-            f"{kept['touched']:,}",
+            f"{round(kept['touched']):,}",
             f"{kept['bytes'] / 1e6:.1f} MB",
             f"1/{full['bytes'] / kept['bytes']:.1f}",
             f"{kept['bytes'] / (kept['touched'] * own_row):.3f}",
