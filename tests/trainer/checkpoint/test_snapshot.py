@@ -117,3 +117,33 @@ def test_nothing_is_kept_when_all_has_been_read() -> None:
     list(snapshot.blocks())
     snapshot.before_update(torch.tensor([1]))
     assert snapshot._aside == []
+
+
+def test_training_waits_while_a_block_with_its_rows_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    shard, before = make_shard(8), make_shard(8)
+    snapshot = TableSnapshot(shard, None)
+    reading, may_read = threading.Event(), threading.Event()
+    read = TableSnapshot._read
+
+    def slowly(self: TableSnapshot, rows_n: np.ndarray) -> Rows:
+        reading.set()
+        assert may_read.wait(10)
+        return read(self, rows_n)
+
+    def train() -> None:
+        snapshot.before_update(torch.tensor([2, 5]))
+        change(shard, torch.tensor([2, 5]))
+
+    monkeypatch.setattr(TableSnapshot, "_read", slowly)
+    blocks: list[Rows] = []
+    writer = threading.Thread(target=lambda: blocks.extend(snapshot.blocks()))
+    trainer = threading.Thread(target=train)
+    writer.start()
+    assert reading.wait(10)
+    trainer.start()
+    trainer.join(0.2)
+    assert trainer.is_alive(), "rows changed under the hands of the thread that reads them"
+    may_read.set()
+    writer.join(10)
+    trainer.join(10)
+    check(blocks, before, np.arange(8))
