@@ -46,13 +46,14 @@ def _work(quick: bool, scratch: Path, findings: Findings) -> None:
         waiting = {
             run: pool.submit(_train, scratch / f"{run[0]}-{run[1]}", keys, *run, steps) for run in reversed(runs)
         }
-        for run in runs:
+        for run in waiting:  # the longest first
             ndcg_U[run] = waiting[run].result()
             progress.advance()
     reference = ndcg_U["float32", 1]
     lines = []
     figures = {}
-    for (values, times), own_U in ndcg_U.items():
+    for values, times in runs:
+        own_U = ndcg_U[values, times]
         gain, low, high = _difference(own_U, reference)
         told = "" if values == "float32" else f"{gain:+.4f} ({low:+.4f} … {high:+.4f})"
         lines.append([values, "any" if values == "float32" else times, f"{own_U.mean():.4f}", told])

@@ -95,7 +95,7 @@ def run_entry(
         return 2
     except OSError as error:
         # A full disk, a read-only folder, a file that went away: the user's to mend, and seldom a bug of ours.
-        report_faults(name, (_describe_os_error(error),))
+        report_faults(name, (describe_os_error(error),))
         return 2
     except Stopped as stopped:
         if is_main_rank():
@@ -147,10 +147,12 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
-def _describe_os_error(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """What failed and on which file; of a write to an open file, the operating system does not tell its name."""
     files = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     reason = error.strerror or str(error) or type(error).__name__
+    if not files and not error.strerror and str(error):  # raised by us or by a library, which said what it is about
+        return reason
     return f"{files or 'the operating system'}: {reason}"
 
 

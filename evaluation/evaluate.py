@@ -33,6 +33,7 @@ from evaluation.report import render_report
 from model.config import BACKENDS, ModelConfig
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.trie import CodeTrie
+from serving.beam import BeamEngine
 from serving.checkpoints.manifest import Manifest, step_folder
 from serving.checkpoints.model import check_belongs, code_table_path, find_chain, load_model, run_storage
 from serving.engine import Engine, ranked_catalogue
@@ -61,6 +62,7 @@ class EvaluateConfig:
     filter_history: bool = option(
         True, "return no item of the user's history; false where people return to what they know, as with music"
     )
+    beams: int = option(200, "beams kept by the beam search, and the length of its lists", minimum=1)
     depth: int = option(0, "length of the ranked lists; 0 is the whole catalogue", minimum=0)
     bootstrap: int = option(1000, "resamples of users for the intervals", minimum=1)
     seed: int = option(0, "of the resampling", minimum=0)
@@ -88,9 +90,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         model = load_model(storage, chain, world, config.attention_backend)
         tower = model.module.tower
         loader = _request_loader(config, store, codes, tower.cfg, world)
-        catalogue = ranked_catalogue(codes, world.device)
+        catalogue, trie = ranked_catalogue(codes, world.device), CodeTrie.of(codes)
         engines: list[Engine] = [
-            ExactEngine(tower.heads, CodeTrie.of(codes), catalogue),
+            ExactEngine(tower.heads, trie, catalogue),
+            BeamEngine(tower.heads, trie, catalogue, width=config.beams, deepest=config.beams),
             FaissEngine(tower.heads, codes, catalogue),
             MostPopularEngine(torch.tensor(codes.training_plays_N, device=world.device)),
         ]
@@ -153,6 +156,7 @@ def summarise(result: Evaluation, config: EvaluateConfig, manifest: Manifest, st
         **exact,
         "ndcg@10_over_mostpop": exact["ndcg@10"] / mostpop["ndcg@10"] if mostpop["ndcg@10"] else None,
         "level_accuracy": result.level_accuracy_C,
+        "beam": figures("beam"),
         "faiss": figures("faiss"),
         "mostpop": mostpop,
         "checkpoint": step_folder(manifest.step),
@@ -181,7 +185,7 @@ def strata_by_engine(result: Evaluation, training_plays_N: np.ndarray) -> dict[s
 
 def format_table(summary: dict[str, Any]) -> str:
     """The figures as a table for a terminal: a row an engine, 95% intervals under the metrics that carry them."""
-    rows = {"exact": summary, "faiss": summary["faiss"], "mostpop": summary["mostpop"]}
+    rows = {"exact": summary} | {name: summary[name] for name in ("beam", "faiss", "mostpop")}
     about = f"{summary['protocol']}, {summary['events']} events, {summary['users']} users, {summary['items']} items"
     filtered = "history filtered" if summary["filter_history"] else "history not filtered"
     lines = [f"{about}, {filtered}, 95% intervals over users"]

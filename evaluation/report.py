@@ -16,6 +16,7 @@ from evaluation import metrics
 
 _ENGINES = {
     "exact": "every item scored by the model",
+    "beam": "beam search down the codes that items carry",
     "faiss": "items nearest to the decoded codes",
     "mostpop": "most played items, for everybody",
 }

@@ -35,6 +35,10 @@ class Continuations:
     codes_S: Tensor
     log_p_S: Tensor
 
+    def where(self, kept_S: Tensor) -> Continuations:
+        """Some of them."""
+        return Continuations(self.beams_S[kept_S], self.nodes_S[kept_S], self.codes_S[kept_S], self.log_p_S[kept_S])
+
 
 @dataclass(frozen=True)
 class Beams:
@@ -79,7 +83,20 @@ class TrieSteps:
         valid_bV[beams, codes] = True
         return valid_bV
 
-    def best(self, level: int, nodes_Bb: Tensor, scores_Bb: Tensor, log_p_BbV: Tensor, width: int) -> Beams:
+    def num_nodes(self, level: int) -> int:
+        """M_l."""
+        return len(self._codes[level])
+
+    def best(
+        self,
+        level: int,
+        nodes_Bb: Tensor,
+        scores_Bb: Tensor,
+        log_p_BbV: Tensor,
+        width: int,
+        *,
+        without: Tensor | None = None,
+    ) -> Beams:
         """The best `width` continuations of each user's beams, by the beam's score plus log_p of the code.
 
         Equal scores come in order of beam, then code. A continuation of score -inf is valid all the same, and comes
@@ -91,9 +108,13 @@ class TrieSteps:
             scores_Bb: sums of log-probabilities so far.
             log_p_BbV: log-probabilities of this level's codes after each beam.
             width: beams to keep.
+            without: [n] continuations that do not count, user · M_l + node of this level, ascending.
         """
         num_users, num_beams = nodes_Bb.shape
         step = self.continuations(level, nodes_Bb.flatten(), log_p_BbV.flatten(0, 1))
+        if without is not None and len(without):
+            keys_S = step.beams_S // num_beams * self.num_nodes(level) + step.nodes_S
+            step = step.where(without[torch.searchsorted(without, keys_S).clamp(max=len(without) - 1)] != keys_S)
         num_steps = len(step.beams_S)
         # Each user's continuations in a row of their own: padded by user, not by beam, little of it is padding.
         counts_B = torch.bincount(step.beams_S, minlength=num_users * num_beams).view(num_users, num_beams).sum(1)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from common.config import option, run_entry
-from common.errors import InputError
+from common.errors import InputError, Stopped
 from common.faults import report_faults
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +90,22 @@ def test_a_missing_file_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == "room.entry: /no/such/file: No such file or directory\n"
 
 
+def test_what_a_library_says_of_itself_is_told_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    def unreachable(_: Config) -> dict[str, Any]:
+        raise OSError("s3://bucket/name: EndpointConnectionError: no answer")
+
+    assert run(unreachable) == 2
+    assert capfd.readouterr().err == "room.entry: s3://bucket/name: EndpointConnectionError: no answer\n"
+
+
+def test_a_run_that_was_asked_to_stop_leaves_with_its_status(capfd: pytest.CaptureFixture[str]) -> None:
+    def stopped(_: Config) -> dict[str, Any]:
+        raise Stopped(signal.SIGTERM, "stopped after step 7, which is saved")
+
+    assert run(stopped) == 143
+    assert capfd.readouterr().err == "room.entry: stopped after step 7, which is saved\n"
+
+
 def test_a_write_to_a_full_device(capfd: pytest.CaptureFixture[str]) -> None:
     def write(config: Config) -> dict[str, Any]:
         with Path("/dev/full").open("w") as file:
@@ -141,7 +157,7 @@ import sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from common.config import option, run_entry
-from common.errors import InputError
+from common.errors import InputError, Stopped
 from common.files import write_folder_aside
 
 @dataclass

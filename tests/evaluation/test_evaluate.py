@@ -81,7 +81,7 @@ def test_it_writes_metrics_and_a_report(run: Path, prepared: Prepared, capsys: p
     assert written["items"] == written["depth"] == store.num_items
     assert written["checkpoint"] == STEP
     assert len(written["level_accuracy"]) == 2
-    for figures in (written, written["faiss"], written["mostpop"]):
+    for figures in (written, written["beam"], written["faiss"], written["mostpop"]):
         for name in metrics.NAMES:
             assert 0 <= figures[name] <= 1
             assert f"{figures[name]:.4f}" in out
@@ -133,7 +133,12 @@ def test_it_is_deterministic_whatever_the_batches_are(run: Path) -> None:
         assert evaluate.main([f"run={run}", "bootstrap=20", f"tokens={tokens}", f"checkpoint={STEP}"]) == 0
         written.append(json.loads((run / "metrics.json").read_text()))
     assert written[0] == written[1]
-    for engine in (lambda values: values, lambda values: values["faiss"], lambda values: values["mostpop"]):
+    for engine in (
+        lambda values: values,
+        lambda values: values["beam"],
+        lambda values: values["faiss"],
+        lambda values: values["mostpop"],
+    ):
         for name in metrics.NAMES:
             assert engine(written[2])[name] == pytest.approx(engine(written[0])[name], abs=1e-9)
 

@@ -27,6 +27,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "users": 943,
         "items": 1682,
         **figures(0.3),
+        "beam": figures(0.25),
         "faiss": figures(0.2),
         "mostpop": figures(0.1),
         "ndcg@10_over_mostpop": 2.875,
@@ -38,7 +39,8 @@ def summary(**changes: Any) -> dict[str, Any]:
 
 
 STRATA = {
-    name: [metrics.Stratum("0–4", 10, 0.1), metrics.Stratum("5–9", 11, 0.2)] for name in ("exact", "faiss", "mostpop")
+    name: [metrics.Stratum("0–4", 10, 0.1), metrics.Stratum("5–9", 11, 0.2)]
+    for name in ("exact", "beam", "faiss", "mostpop")
 }
 DIAGNOSTICS = {"levels": [{"utilisation": 1.0, "gini": 0.4, "relative_error": error} for error in (0.3, 0.1)]}
 
@@ -64,7 +66,7 @@ def records(*values: dict[str, Any]) -> list[str]:
 
 def test_every_figure_and_chart_is_there(tmp_path: Path) -> None:
     page = Page(render(tmp_path / "run", records(train(10), train(20), validation(20), train(30), validation(30))))
-    for engine in (summary(), summary()["faiss"], summary()["mostpop"]):
+    for engine in (summary(), summary()["beam"], summary()["faiss"], summary()["mostpop"]):
         for name in metrics.NAMES:
             assert f"{engine[name]:.4f}" in page.texts
             if name in engine["intervals_95"]:

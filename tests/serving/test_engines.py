@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from semantic_ids.codes.trie import CodeTrie
+from serving.beam import BeamEngine
 from serving.engine import Engine, RankedCatalogue, ranked_catalogue
 from serving.exact import ExactEngine
 from serving.index import FaissEngine
@@ -29,11 +30,19 @@ def faiss(case: Case) -> Engine:
     return FaissEngine(case.heads, case.table, ranked_catalogue(case.table, CPU), beams=3, near=2)
 
 
+def beam(case: Case) -> Engine:
+    return BeamEngine(case.heads, CodeTrie.of(case.table), ranked_catalogue(case.table, CPU))
+
+
+def narrow_beam(case: Case) -> Engine:
+    return BeamEngine(case.heads, CodeTrie.of(case.table), ranked_catalogue(case.table, CPU), width=1)
+
+
 def popular(case: Case) -> Engine:
     return MostPopularEngine(torch.from_numpy(case.table.training_plays_N))
 
 
-@pytest.mark.parametrize("make", [exact, faiss, popular])
+@pytest.mark.parametrize("make", [exact, faiss, popular, beam, narrow_beam])
 @settings(max_examples=40, deadline=None)
 @given(case=cases(), k=st.integers(1, 15))
 def test_lists_hold_unseen_items_once_and_as_many_as_there_are(
@@ -54,7 +63,7 @@ def test_lists_hold_unseen_items_once_and_as_many_as_there_are(
         assert (scores[: len(found)].diff() <= 0).all()
 
 
-@pytest.mark.parametrize("make", [exact, faiss, popular])
+@pytest.mark.parametrize("make", [exact, faiss, popular, beam, narrow_beam])
 @settings(max_examples=25, deadline=None)
 @given(case=cases())
 def test_equal_scores_come_by_plays_then_by_index(make: Callable[[Case], Engine], case: Case) -> None:
@@ -66,7 +75,7 @@ def test_equal_scores_come_by_plays_then_by_index(make: Callable[[Case], Engine]
             assert rows == sorted(rows)
 
 
-@pytest.mark.parametrize("make", [exact, faiss, popular])
+@pytest.mark.parametrize("make", [exact, faiss, popular, beam, narrow_beam])
 @settings(max_examples=25, deadline=None)
 @given(case=cases())
 def test_a_shorter_list_is_the_beginning_of_the_tied_order(make: Callable[[Case], Engine], case: Case) -> None:

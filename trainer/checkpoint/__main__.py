@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from common.config import describe_os_error
 from common.errors import InputError
 from common.faults import report_faults
 from common.noise import quiet_known_warnings
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report_faults(NAME, error.faults)
         return 2
     except OSError as error:
-        report_faults(NAME, (f"{error.filename or 'the operating system'}: {error.strerror or error}",))
+        report_faults(NAME, (describe_os_error(error),))
         return 2
     except KeyboardInterrupt:
         print(f"\n{NAME}: interrupted", file=sys.stderr)

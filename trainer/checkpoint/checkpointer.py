@@ -21,7 +21,6 @@ from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 
 from common.errors import InputError
-from common.progress import format_count, format_seconds
 from common.seeding import random_states
 from common.storage import Storage
 from serving.checkpoints.chain import Link
@@ -172,7 +171,7 @@ class Checkpointer:
         self._flight.writing.snapshots[index].before_update(rows_n)
         self.stall_seconds += time.perf_counter() - start
 
-    def settle(self) -> Outcome | None:
+    def settle(self, *, warn: bool = True) -> Outcome | None:
         """Wait until nothing is on its way, and take note of how it ended; None if there was nothing."""
         if self._flight is None:
             return None
@@ -187,10 +186,12 @@ class Checkpointer:
         if outcome.error:
             self.touched.put_back(flight.masks_R)
             self._last_saved = -1
-            self._say(
-                f"warning: {self.storage.where(outcome.name)}: cannot be written ({outcome.error}); training goes on, "
-                f"the newest checkpoint is {self.chain.newest or 'none yet'}, and the next one holds these changes too"
-            )
+            if warn:
+                self._say(
+                    f"warning: {self.storage.where(outcome.name)}: cannot be written ({outcome.error}); training goes "
+                    f"on, the newest checkpoint is {self.chain.newest or 'none yet'}, and the next one holds these "
+                    "changes too"
+                )
             return outcome
         self.chain.add(outcome)
         values = {
@@ -214,16 +215,12 @@ class Checkpointer:
         Raises:
             InputError: it could not be written.
         """
-        outcome = self.settle()
+        outcome = self.settle(warn=False)
         if outcome and outcome.error:
             raise InputError(
                 f"{self.storage.where(outcome.name)}: cannot be written ({outcome.error}); free space and go on with "
                 f"resume=true from {self.chain.newest or 'the start'}, or choose another run or checkpoint.path"
             )
-
-    def describe(self, outcome: Outcome) -> str:
-        """A line for people."""
-        return f"{outcome.name}: {outcome.kind}, {format_count(outcome.size)}B in {format_seconds(outcome.seconds)}"
 
     def _manifest(
         self, kind: str, tag: str, step: int, epoch: int, progress: dict[str, Any], metrics: dict[str, float]

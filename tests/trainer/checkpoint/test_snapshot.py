@@ -89,9 +89,9 @@ def test_whatever_is_changed_between_two_blocks(data: st.DataObject) -> None:
 @pytest.mark.parametrize("is_base", [True, False])
 def test_training_and_the_thread_at_once(is_base: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot_module, "BLOCK_BYTES", 4 * WIDTH * 64)
-    rows, generator = 60_000, torch.Generator().manual_seed(1)
+    rows, generator = 20_000, torch.Generator().manual_seed(1)
     set_aside = 0
-    for attempt in range(4):
+    for attempt in range(2):
         shard, before = make_shard(rows, attempt), make_shard(rows, attempt)
         mask = torch.rand(rows, generator=generator) < 0.5
         snapshot = TableSnapshot(shard, None if is_base else mask.to(torch.uint8))
@@ -117,3 +117,33 @@ def test_nothing_is_kept_when_all_has_been_read() -> None:
     list(snapshot.blocks())
     snapshot.before_update(torch.tensor([1]))
     assert snapshot._aside == []
+
+
+def test_training_waits_while_a_block_with_its_rows_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    shard, before = make_shard(8), make_shard(8)
+    snapshot = TableSnapshot(shard, None)
+    reading, may_read = threading.Event(), threading.Event()
+    read = TableSnapshot._read
+
+    def slowly(self: TableSnapshot, rows_n: np.ndarray) -> Rows:
+        reading.set()
+        assert may_read.wait(10)
+        return read(self, rows_n)
+
+    def train() -> None:
+        snapshot.before_update(torch.tensor([2, 5]))
+        change(shard, torch.tensor([2, 5]))
+
+    monkeypatch.setattr(TableSnapshot, "_read", slowly)
+    blocks: list[Rows] = []
+    writer = threading.Thread(target=lambda: blocks.extend(snapshot.blocks()))
+    trainer = threading.Thread(target=train)
+    writer.start()
+    assert reading.wait(10)
+    trainer.start()
+    trainer.join(0.2)
+    assert trainer.is_alive(), "rows changed under the hands of the thread that reads them"
+    may_read.set()
+    writer.join(10)
+    trainer.join(10)
+    check(blocks, before, np.arange(8))

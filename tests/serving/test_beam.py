@@ -1,0 +1,110 @@
+"""Beam search against exact scoring, and against a search written out user by user.
+
+B users · K list length · w beams kept.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import serving.beam
+from semantic_ids.codes.trie import CodeTrie
+from serving.beam import BeamEngine
+from serving.engine import ranked_catalogue
+from serving.exact import ExactEngine
+from tests.serving.helpers import Case, cases, code_table, hidden, log_probability, make_heads, query_of
+
+CPU = torch.device("cpu")
+
+
+def engine_of(case: Case, **keys: int) -> BeamEngine:
+    return BeamEngine(case.heads, CodeTrie.of(case.table), ranked_catalogue(case.table, CPU), **keys)
+
+
+def larger_case(seed: int = 0, items: int = 400, users: int = 9, seen: int = 60) -> Case:
+    random = np.random.default_rng(seed)
+    codes_NC = random.integers(0, 12, (items, 3))
+    histories = [random.integers(0, items, random.integers(0, seen)).tolist() for _ in range(users)]
+    return Case(code_table(codes_NC, 12, seed=seed), make_heads(3, 12, seed=seed), hidden(users, seed), histories)
+
+
+@settings(max_examples=80, deadline=None)
+@given(cases(), st.integers(1, 14))
+def test_with_as_many_beams_as_tuples_it_is_exact_scoring(case: Case, k: int) -> None:
+    exact = ExactEngine(case.heads, CodeTrie.of(case.table), ranked_catalogue(case.table, CPU))
+    expected_items, expected_scores = exact.retrieve(case.query, k)
+    items, scores = engine_of(case, width=64).retrieve(case.query, k)
+    torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-5)
+    apart = torch.nn.functional.pad(expected_scores.diff().abs() > 1e-4, (1, 1), value=True)
+    alone = apart[:, 1:] & apart[:, :-1]
+    assert torch.equal(items[alone], expected_items[alone])
+
+
+def searched(case: Case, user: int, width: int) -> list[tuple[float, int]]:
+    """(score, item) of all items at the ends of the best prefixes, in plain loops."""
+    codes, left = case.table.codes_NC, [item for item in case.known if item not in case.seen[user]]
+    beams: list[tuple[int, ...]] = [()]
+    for level in range(codes.shape[1]):
+        longer = {tuple(codes[item, : level + 1].tolist()) for item in left}
+        longer = {prefix for prefix in longer if prefix[:-1] in beams}
+        score = {prefix: log_probability(case.heads, case.hidden_BD[user], np.array(prefix)) for prefix in longer}
+        beams = sorted(longer, key=lambda prefix: -score[prefix])[:width]
+    ends = {beam: log_probability(case.heads, case.hidden_BD[user], np.array(beam)) for beam in beams}
+    return [(ends[tuple(codes[item].tolist())], item) for item in left if tuple(codes[item].tolist()) in ends]
+
+
+@pytest.mark.parametrize("width", [1, 3, 20])
+def test_a_narrow_search_is_the_obvious_one(width: int) -> None:
+    case = larger_case(seed=width)
+    k = width
+    items, scores = engine_of(case, width=width).retrieve(case.query, k)
+    for user in range(len(case.seen)):
+        expected = searched(case, user, width)
+        best = sorted((score for score, _ in expected), reverse=True)[:k]
+        expected_scores = torch.tensor(best, dtype=torch.float64)
+        torch.testing.assert_close(scores[user, : len(best)].double(), expected_scores, rtol=1e-5, atol=1e-5)
+        assert set(items[user].tolist()) - {-1} <= {item for _, item in expected}
+
+
+def test_a_user_who_has_seen_all_of_the_best_prefixes_gets_a_full_list() -> None:
+    """Beams spent on what must not come back would leave the list short."""
+    random = np.random.default_rng(4)
+    codes_NC = np.concatenate([np.full((60, 1), 1), random.integers(0, 30, (60, 2))], axis=1)
+    codes_NC = np.concatenate([codes_NC, [[2, code, code] for code in range(6)]])
+    case = Case(code_table(codes_NC, 30), make_heads(3, 30), hidden(2), [list(range(60)), list(range(58))])
+    with torch.no_grad():
+        case.heads.bias_CV[0, 1] += 50  # what has been seen is likelier by far
+    items, _ = engine_of(case, width=2).retrieve(case.query, 6)
+    assert sorted(items[0].tolist()) == list(range(60, 66))
+    assert set(items[1, :2].tolist()) == {58, 59}
+    assert len(set(items[1].tolist()) - {-1}) == 6
+
+
+def test_blocks_of_users_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = larger_case(seed=7)
+    whole = engine_of(case, width=5).retrieve(case.query, 8)
+    for logits in (1, 2 * 8 * 12, 4 * 8 * 12):
+        monkeypatch.setitem(serving.beam._BLOCK_LOGITS, "cpu", logits)
+        items, scores = engine_of(case, width=5).retrieve(case.query, 8)
+        assert torch.equal(items, whole[0])
+        torch.testing.assert_close(scores, whole[1])
+
+
+def test_beyond_the_deepest_place_nothing_is_filled() -> None:
+    case = larger_case()
+    items, scores = engine_of(case, width=3, deepest=7).retrieve(case.query, 10)
+    short, short_scores = engine_of(case, width=3).retrieve(case.query, 7)
+    assert torch.equal(items[:, :7], short)
+    assert torch.equal(scores[:, :7], short_scores)
+    assert (items[:, 7:] == -1).all()
+    assert (scores[:, 7:] == -torch.inf).all()
+
+
+def test_no_users() -> None:
+    case = larger_case()
+    items, scores = engine_of(case).retrieve(query_of(hidden(0), []), 5)
+    assert items.shape == scores.shape == (0, 5)
