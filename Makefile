@@ -4,7 +4,7 @@
 #   make check         ruff and mypy
 #   make bench         every benchmark, quick; `python -m benchmarks.NAME` for a full run and its page
 #   make gpu-check     attention and a training step on the GPUs of this machine; needs ACCELERATOR=cuda
-# PYTHON=python3.12 chooses the interpreter, ACCELERATOR=cuda the CUDA packages.
+# PYTHON=python3.12 chooses the interpreter, ACCELERATOR=cuda the CUDA packages, JOBS=4 how many test files run at once.
 
 PYTHON ?= python3
 ACCELERATOR ?= cpu
@@ -14,6 +14,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := $(VENV)/bin/python
 CONFIG := configs/movielens-100k.yaml
 RANKS ?= 2
+JOBS ?= 2
 
 .PHONY: quickstart test check bench gpu-check format lock clean
 .DELETE_ON_ERROR:
@@ -34,7 +35,7 @@ quickstart: $(STAMP)
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./quickstart.sh
 
 test: $(STAMP)
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
