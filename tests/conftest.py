@@ -12,7 +12,6 @@ from data import prepare
 from semantic_ids import fit
 from tests.yambda_example import write_yambda_example
 
-
 # A shared machine pauses whenever it likes: how long an example takes says nothing.
 settings.register_profile("segue", deadline=None)
 settings.load_profile("segue")
