@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.config import describe_os_error
 from common.errors import InputError
 from common.faults import report_faults
@@ -138,10 +136,7 @@ def find_storage(path: str) -> tuple[Storage, Path | None]:
         raise InputError(f"{path}: no such folder; give that of a run, or the folder or URL of its checkpoints")
     if not (folder / CONFIG).is_file() and not (folder / "checkpoints").is_dir():
         return open_storage(folder), None
-    try:
-        return run_storage(folder), folder
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{folder / CONFIG}: not a readable configuration: {' '.join(str(error).split())}") from None
+    return run_storage(folder), folder
 
 
 if __name__ == "__main__":
