@@ -45,6 +45,8 @@ from trainer.checkpoint.snapshot import TableSnapshot
 from trainer.checkpoint.writing import Outcome
 
 RANKS = 2
+SIZE, QUICK_SIZE = (10_000_000, 10), (6_000_000, 3)
+"""Rows and deltas. A much smaller table would show the starting of threads, not the moving of rows."""
 WIDTH = 64
 BAG = 8
 TOUCHED_SHARE = 0.05
@@ -88,7 +90,7 @@ def main() -> int:
 
 
 def _work(quick: bool, scratch: Path, findings: Findings) -> None:
-    rows, deltas = (1_000_000, 3) if quick else (10_000_000, 10)
+    rows, deltas = QUICK_SIZE if quick else SIZE
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         os.environ["OMP_NUM_THREADS"] = "1"
         mp.spawn(_rank, args=(folder, rows, deltas), nprocs=RANKS, join=True)

@@ -132,17 +132,6 @@ def test_a_resumed_run_goes_the_way_of_the_uninterrupted_one(
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_a_run_goes_on_with_the_same_batches_on_another_number_of_ranks(prepared: Prepared, tmp_path: Path) -> None:
-    whole, moved = tmp_path / "whole", tmp_path / "moved"
-    torchrun(1, prepared, whole, *NO_DROPOUT)
-    torchrun(2, prepared, moved, *NO_DROPOUT, "max_steps=7")  # in the middle of an epoch
-    torchrun(3, prepared, moved, *NO_DROPOUT, "resume=true")
-    assert losses(moved) == pytest.approx(losses(whole), rel=1e-5)
-    expected = parameters(whole)
-    for name, value in parameters(moved).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-5)
-
-
 @pytest.mark.parametrize(
     "keys",
     [
