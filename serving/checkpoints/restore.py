@@ -86,9 +86,7 @@ class ChainReader:
                         self._fill_state(link, sources, target, name, state)
 
     def _fill_values(self, link: Link, source: Shard, target: TableShard) -> None:
-        columns = _columns(source, target)
-        theirs = slice(columns.start - source.first_column, columns.stop - source.first_column)
-        ours = slice(columns.start - target.first_column, columns.stop - target.first_column)
+        theirs, ours = _column_slices(source, target)
         with self.open(link, source.tables) as file:
             for rows_n, begin, end in _row_blocks(file, source, target):
                 encoded = file.get_slice(f"{source.key}.values")[begin:end]
@@ -115,16 +113,14 @@ class ChainReader:
         state[found_R] = total_R[found_R] / columns_R[found_R]
 
     def _copy_state(self, link: Link, source: Shard, target: TableShard, name: str, state: Tensor) -> None:
+        theirs, ours = _column_slices(source, target)
         with self.open(link, source.tables) as file, self.open(link, source.states) as states:
             for rows_n, begin, end in _row_blocks(file, source, target):
                 part = states.get_slice(f"{source.key}.{name}")[begin:end]
                 if state.dim() == 1:
                     _put(state, rows_n, part)
-                    continue
-                columns = _columns(source, target)
-                theirs = slice(columns.start - source.first_column, columns.stop - source.first_column)
-                ours = slice(columns.start - target.first_column, columns.stop - target.first_column)
-                _put(state[:, ours], rows_n, part[:, theirs])
+                else:
+                    _put(state[:, ours], rows_n, part[:, theirs])
 
 
 @contextmanager
@@ -163,6 +159,13 @@ def _columns(source: Shard, target: TableShard) -> range:
         max(source.first_column, target.first_column),
         min(source.first_column + source.columns, target.first_column + target.columns),
     )
+
+
+def _column_slices(source: Shard, target: TableShard) -> tuple[slice, slice]:
+    """Where these columns are in the source, and in the target."""
+    columns = _columns(source, target)
+    theirs = slice(columns.start - source.first_column, columns.stop - source.first_column)
+    return theirs, slice(columns.start - target.first_column, columns.stop - target.first_column)
 
 
 def _rows(source: Shard, target: TableShard) -> range:

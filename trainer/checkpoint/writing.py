@@ -267,14 +267,12 @@ class Writing:
     def _remove_attempt(self, parts: list[Part]) -> None:
         """Make room again: best effort, since the disk has just failed us; the next writing of a step tidies up too."""
         folder = step_folder(self.manifest.step)
-        try:
+        with contextlib.suppress(Exception):
             for part in parts:
                 for name in part.files:
                     self.storage.remove(f"{folder}/{name}")
             if not self.storage.files(folder):
                 self.storage.remove_folder(folder)
-        except Exception:
-            return
 
 
 def layout_of(name: str, value: Tensor) -> Layout:
