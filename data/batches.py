@@ -2,10 +2,13 @@
 
 A token is one input event. The tokens of all users of a batch lie in one flat buffer of L tokens, user
 after user, and what is left at the end is padding: no padding within users, and shapes that never change.
-Every categorical feature of a token is a bag of ids in one KeyedJaggedTensor of stride L.
+Every categorical feature is bags of ids in one KeyedJaggedTensor: one bag an item or event type of the batch, however
+many tokens have it, since what tables over several ranks send grows with the bags. A token says which row of the
+pooled bags is its own.
 
-L token budget of the batch, padding included · n tokens in use · B users (windows) in the batch · C code
-levels · V codes per level · N items in the catalogue · A artists · R remainders · W windows · E events.
+L token budget of the batch, padding included · n tokens in use · B users (windows) in the batch · F features · d
+distinct items · k distinct event types · P distinct pairs of item and event type, and padding's · C code levels · V
+codes per level · N items in the catalogue · A artists · R remainders · W windows · E events.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from data.distinct import Distinct, keep_all, take_distinct
 from data.examples import Tokens
 from data.item_records import ARTIST, ARTISTS, CODES, KNOWN, ItemRecords
 from data.schema import MISSING_DURATION, MISSING_ORGANIC, QR_REMAINDERS
 
 FEATURE_KEYS = ("rq", "artist_quotient", "artist_remainder", "event_type")
+ITEM_KEY = "item"
 
 NO_TARGET = -1
 NO_DURATION = -1
@@ -40,6 +45,8 @@ class ItemFeatures:
         artist_values: int32, dense artist indices below `num_artists`.
         num_artists: A.
         qr_remainders: R, the remainders of the quotient-remainder artist ids; the model's tables must have the same.
+        keys_N: int64, what a hashed table knows the items by, the same in every store; None where there is no such
+            table, and items are known by their dense indices.
     """
 
     codes_NC: torch.Tensor
@@ -48,6 +55,7 @@ class ItemFeatures:
     artist_values: torch.Tensor
     num_artists: int
     qr_remainders: int = QR_REMAINDERS
+    keys_N: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check shapes and ranges once, so that no embedding table is ever indexed outside."""
@@ -55,6 +63,7 @@ class ItemFeatures:
         assert (self.artist_offsets.dtype, self.artist_values.dtype) == (torch.int64, torch.int32)
         assert self.codes_NC.ndim == 2
         assert self.artist_offsets.shape == (len(self.codes_NC) + 1,)
+        assert self.keys_N is None or self.keys_N.shape == self.codes_NC.shape[:1]
         assert int(self.artist_offsets[-1]) == len(self.artist_values)
         for values, limit in ((self.codes_NC, self.codes_per_level), (self.artist_values, self.num_artists)):
             assert values.numel() == 0 or (int(values.min()) >= 0 and int(values.max()) < limit)
@@ -90,9 +99,16 @@ class Batch(Pipelineable):
     """One rank's share of a step.
 
     Attributes:
-        features: stride L, keys FEATURE_KEYS. `rq`: C ids `l * V + code_l`. `artist_quotient`, `artist_remainder`: one
-            id each per artist of the item, `id // R` and `id % R`; an item without artists has the one id ceil(A / R)
-            in `artist_quotient` and an empty bag in `artist_remainder`. `event_type`: one id. Padding: empty bags.
+        features: keys FEATURE_KEYS. `rq`: C ids `l * V + code_l`. `artist_quotient`, `artist_remainder`: one id each
+            per artist of the item, `id // R` and `id % R`; an item without artists has the one id ceil(A / R) in
+            `artist_quotient` and an empty bag in `artist_remainder`. Of these three, one bag a distinct item, in order
+            of first appearance. `event_type`: bags of one id, one a distinct event type. The last bag of each key is
+            padding's, and empty. `inverse_indices`, int64 [F, P], says which bag of each key a row is made of, so that
+            a collection of tables gives P rows; the last row is padding's. Made by the plain way: stride L, one bag a
+            token, no `inverse_indices`, P = L.
+        rows_L: int64, each token's row among the P.
+        item_ids: key ITEM_KEY, stride 1: the distinct items, in the order of their bags; their keys, where they have.
+        item_rows_P: int64, place of a row's item in `item_ids`; padding's is one past the end.
         offsets: int64 [B + 1], the users' ranges in the flat buffer; from `offsets[-1]` to L all is padding.
         timestamps_L: int64, seconds; 0 in padding.
         request_times_L: int64, seconds: when the next event, which is to be predicted, happened; 0 in padding.
@@ -108,6 +124,9 @@ class Batch(Pipelineable):
     """
 
     features: KeyedJaggedTensor
+    rows_L: torch.Tensor
+    item_ids: KeyedJaggedTensor
+    item_rows_P: torch.Tensor
     offsets: torch.Tensor
     timestamps_L: torch.Tensor
     request_times_L: torch.Tensor
@@ -132,6 +151,9 @@ class Batch(Pipelineable):
             return
         for field in dataclasses.fields(self):
             getattr(self, field.name).record_stream(stream)
+        inverse = self.features.inverse_indices_or_none()
+        if inverse is not None:  # which the record_stream of a KeyedJaggedTensor leaves out
+            inverse[1].record_stream(stream)
 
     def _map(self, change: Callable[[torch.Tensor | KeyedJaggedTensor], torch.Tensor | KeyedJaggedTensor]) -> Batch:
         return Batch(**{field.name: change(getattr(self, field.name)) for field in dataclasses.fields(self)})
@@ -143,29 +165,39 @@ class BatchMaker:
     Args:
         columns: the store's.
         features: codes and artists of its items.
+        distinct: bags of distinct items; False: a bag a token, the plain way, to compare with.
     """
 
-    def __init__(self, columns: EventColumns, features: ItemFeatures) -> None:
+    def __init__(self, columns: EventColumns, features: ItemFeatures, *, distinct: bool = True) -> None:
         """Prepare what every batch needs: the records of every item."""
-        self.columns = columns
-        self._level_ids_C = torch.arange(features.codes_NC.shape[1]) * features.codes_per_level
+        self.columns, self.distinct = columns, distinct
+        self._level_ids_C = np.arange(features.codes_NC.shape[1]) * features.codes_per_level
         self._remainders = features.qr_remainders
         # An unknown artist is an id of its own among the quotients, the table's last row, and no remainder.
         self._unknown_artist = self._remainders * (artist_table_rows(features.num_artists, self._remainders)[0] - 1)
         self._items = ItemRecords(features, self._unknown_artist)
+        self._keys_N = None if features.keys_N is None else features.keys_N.numpy()
 
     def make(self, tokens: Tokens, window_index_B: np.ndarray, budget: int, loss_weight: float) -> Batch:
         """The batch of some tokens in a buffer of `budget` tokens; `window_index_B` says which windows they are of."""
         assert len(tokens.at_n) <= budget, f"{len(tokens.at_n)} tokens do not fit a budget of {budget}"
         columns, at = self.columns, tokens.at_n
-        items_n = columns.items[at]
-        records_n = self._items.of(items_n)
-        target_items_L, target_codes_LC = self._targets(tokens, records_n, budget)
+        found = (take_distinct if self.distinct else keep_all)(columns.items[at], columns.event_types[at])
+        records_d = self._items.of(found.items_d)
+        codes_dC = records_d[CODES].astype(np.int64)
+        target_items_L, target_codes_LC = self._targets(tokens, codes_dC, records_d[KNOWN], found.item_of_n, budget)
         request_times_n = columns.timestamps[tokens.next_at_n].astype(np.int64)
         if tokens.request_times_B is not None:
             request_times_n[tokens.offsets_B[1:] - 1] = tokens.request_times_B
+        # What padding is made of: a bag and a row of its own, or as many as it has tokens.
+        empty = 1 if self.distinct else budget - len(at)
+        rows = len(found.item_of_p) + empty
+        item_rows_P = _padded(found.item_of_p, rows, len(found.items_d))
         return Batch(
-            features=self._bags(items_n, records_n, columns.event_types[at], budget),
+            features=self._bags(found, records_d, codes_dC, empty, item_rows_P),
+            rows_L=_padded(found.pair_of_n, budget, rows - 1) if self.distinct else torch.arange(budget),
+            item_ids=_one_bag(ITEM_KEY, found.items_d if self._keys_N is None else self._keys_N[found.items_d]),
+            item_rows_P=item_rows_P,
             offsets=torch.from_numpy(tokens.offsets_B),
             timestamps_L=_padded(columns.timestamps[at], budget, 0),
             request_times_L=_padded(request_times_n, budget, 0),
@@ -179,15 +211,19 @@ class BatchMaker:
             window_index_B=torch.from_numpy(window_index_B.astype(np.int64)),
         )
 
-    def _targets(self, tokens: Tokens, records_n: np.ndarray, budget: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _targets(
+        self, tokens: Tokens, codes_dC: np.ndarray, known_d: np.ndarray, item_of_n: np.ndarray, budget: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Items [L] and codes [L, C] to predict. Most are the next token's, whose record is at hand."""
-        used = len(records_n)
+        used = len(item_of_n)
         targets_n = self.columns.items[tokens.next_at_n].astype(np.int64)
         codes_LC = np.full((budget, len(self._level_ids_C)), NO_TARGET, dtype=np.int64)
         wanted_n = np.zeros(used, dtype=bool)
         elsewhere_n = np.ones(used, dtype=bool)
         if used:
-            codes_LC[: used - 1], wanted_n[:-1] = records_n[CODES][1:], records_n[KNOWN][1:]
+            following = item_of_n[1:]
+            np.take(codes_dC, following, axis=0, out=codes_LC[: used - 1], mode="clip")  # other modes write it twice
+            wanted_n[:-1] = known_d[following]
             elsewhere_n[:-1] = tokens.next_at_n[:-1] != tokens.at_n[1:]
         elsewhere = np.flatnonzero(elsewhere_n)
         looked_up = self._items.of(targets_n[elsewhere])
@@ -199,25 +235,41 @@ class BatchMaker:
         return _padded(targets_n, budget, NO_TARGET), torch.from_numpy(codes_LC)
 
     def _bags(
-        self, items_n: np.ndarray, records_n: np.ndarray, event_types_n: np.ndarray, budget: int
+        self, found: Distinct, records_d: np.ndarray, codes_dC: np.ndarray, empty: int, item_rows_P: torch.Tensor
     ) -> KeyedJaggedTensor:
-        artists = self._items.artists(items_n, records_n)
-        counts_n, nobody_n = records_n[ARTISTS], records_n[ARTIST] == self._unknown_artist
+        items, event_types = len(found.items_d), len(found.event_types_k)
+        artists = self._items.artists(found.items_d, records_d)
+        counts_d, nobody_d = records_d[ARTISTS], records_d[ARTIST] == self._unknown_artist
         quotients, remainders = artists // self._remainders, artists[artists != self._unknown_artist] % self._remainders
         levels = len(self._level_ids_C)
-        lengths = np.zeros((len(FEATURE_KEYS), budget), dtype=np.int64)
-        used = lengths[:, : len(items_n)]
-        used[0], used[1], used[2], used[3] = levels, counts_n, counts_n - nobody_n, 1
+        strides = [items + empty] * 3 + [event_types + empty]
+        lengths = np.zeros(sum(strides), dtype=np.int64)
+        of_items = lengths[: 3 * strides[0]].reshape(3, -1)[:, :items]
+        of_items[0], of_items[1], of_items[2] = levels, counts_d, counts_d - nobody_d
+        lengths[3 * strides[0] :][:event_types] = 1
         # Written in place: fresh memory, which the system must first find and clear, is what a large batch waits for.
-        ends = np.cumsum([levels * len(items_n), len(quotients), len(remainders), len(items_n)]).tolist()
+        ends = np.cumsum([levels * items, len(quotients), len(remainders), event_types]).tolist()
         values = torch.empty(ends[-1], dtype=torch.int64)
-        rq_nC = values[: ends[0]].view(len(items_n), levels)
-        torch.add(torch.from_numpy(records_n[CODES]), self._level_ids_C, out=rq_nC)
-        for begin, end, ids in zip(ends, ends[1:], (quotients, remainders, event_types_n), strict=False):
+        np.add(codes_dC, self._level_ids_C, out=values.numpy()[: ends[0]].reshape(items, levels))
+        for begin, end, ids in zip(ends, ends[1:], (quotients, remainders, found.event_types_k), strict=False):
             values.numpy()[begin:end] = ids
+        keys, lengths_of_bags = list(FEATURE_KEYS), torch.from_numpy(lengths)
+        if not self.distinct:
+            return KeyedJaggedTensor(keys=keys, values=values, lengths=lengths_of_bags, stride=strides[0])
+        event_type_rows_P = _padded(found.event_type_of_p, len(item_rows_P), event_types)
         return KeyedJaggedTensor(
-            keys=list(FEATURE_KEYS), values=values, lengths=torch.from_numpy(lengths.reshape(-1)), stride=budget
+            keys=keys,
+            values=values,
+            lengths=lengths_of_bags,
+            stride_per_key_per_rank=[[stride] for stride in strides],
+            inverse_indices=(keys, torch.stack([item_rows_P] * 3 + [event_type_rows_P])),
         )
+
+
+def _one_bag(key: str, ids: np.ndarray) -> KeyedJaggedTensor:
+    return KeyedJaggedTensor(
+        keys=[key], values=torch.from_numpy(ids.astype(np.int64)), lengths=torch.tensor([len(ids)]), stride=1
+    )
 
 
 def _padded(values_n: np.ndarray, tokens: int, padding: int) -> torch.Tensor:

@@ -27,6 +27,7 @@ from data import schema
 from data.batches import Batch, BatchMaker, EventColumns, ItemFeatures, code_dtype
 from data.event_store import EventStore
 from data.examples import Examples
+from data.item_keys import item_keys
 from data.packing import balance, pack, pack_in_order, pack_with_room
 from data.sequences import Plan, SameEveryEpoch, Windows
 from data.stochastic_length import StochasticLength
@@ -68,9 +69,17 @@ def event_columns(store: EventStore) -> EventColumns:
 
 
 def item_features(
-    store: EventStore, codes_NC: np.ndarray, codes_per_level: int, qr_remainders: int = schema.QR_REMAINDERS
+    store: EventStore,
+    codes_NC: np.ndarray,
+    codes_per_level: int,
+    qr_remainders: int = schema.QR_REMAINDERS,
+    *,
+    keys: bool = False,
 ) -> ItemFeatures:
-    """The items of a store with their codes, unsigned as tables hold them (all zero where unknown)."""
+    """The items of a store with their codes, unsigned as tables hold them (all zero where unknown).
+
+    With `keys`, they also have what a hashed table knows them by.
+    """
     assert len(codes_NC) == store.num_items, f"{len(codes_NC)} codes for {store.num_items} items"
     # Converted by NumPy: of unsigned 16 bits torch knows little.
     dtype = np.int16 if code_dtype(codes_per_level) == torch.int16 else np.int32
@@ -81,6 +90,7 @@ def item_features(
         artist_values=torch.from_numpy(store.artist_values.astype(np.int32)),
         num_artists=store.num_artists,
         qr_remainders=qr_remainders,
+        keys_N=torch.from_numpy(item_keys(store.item_ids)) if keys else None,
     )
 
 
@@ -101,6 +111,8 @@ class Loader:
             nothing, are ordered anew in each epoch, those before this position of the user's history.
         thinning: Stochastic Length, off where not given.
         longest: N of Stochastic Length.
+        distinct: whether a batch has one bag for each of its distinct items, or one for each token. All loaders of one
+            model must have the same: a sharded collection of tables learns from its first batch which of the two it is.
 
     Raises:
         InputError: `world_size` does not divide `bins`.
@@ -121,6 +133,7 @@ class Loader:
         tie_limit_U: np.ndarray | None = None,
         thinning: StochasticLength | None = None,
         longest: int = 0,
+        distinct: bool = True,
     ) -> None:
         """Check that the bins divide among the ranks."""
         assert 0 <= rank < world_size
@@ -137,7 +150,7 @@ class Loader:
         self.thinning, self.longest = thinning or StochasticLength(), longest
         self.tokens_per_batch = tokens * bins // world_size
         self.store_fingerprint = store.fingerprint
-        self._maker = BatchMaker(event_columns(store), item_features)
+        self._maker = BatchMaker(event_columns(store), item_features, distinct=distinct)
         self._planned: tuple[int, _Epoch] | None = None
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from common.config import group, option
 from common.errors import InputError
 from data.schema import QR_REMAINDERS
+from model.hashing_config import HashingConfig
 
 BACKENDS = ("jagged", "dense", "flex", "triton")
 
@@ -111,6 +112,29 @@ class TransformerConfig:
 
 
 @dataclass
+class ItemTableConfig:
+    """A table of plain items, beside that of their codes or in its place."""
+
+    kind: str = option(
+        "none",
+        "none: codes and artists alone tell items apart; vocabulary: a row for each item of the catalogue; hashed: a "
+        "fixed number of rows whose owners change",
+        choices=("none", "vocabulary", "hashed"),
+    )
+    only: bool = option(
+        False, "leave out the table of codes, so that the input is plain item ids in place of semantic ids: a baseline"
+    )
+    hashing: HashingConfig = group(HashingConfig, "kind=hashed")
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.only and self.kind == "none":
+            raise InputError(
+                "only=true leaves out the codes, and kind=none the items: set kind=vocabulary, or only=false"
+            )
+
+
+@dataclass
 class ModelConfig:
     """A sequential recommender over residual-quantised items."""
 
@@ -151,6 +175,7 @@ class ModelConfig:
     qr_remainders: int = option(QR_REMAINDERS, "R of the quotient-remainder artist tables", minimum=1)
     attention: AttentionConfig = group(AttentionConfig, "attention")
     biases: BiasConfig = group(BiasConfig, "attention biases")
+    items: ItemTableConfig = group(ItemTableConfig, "a table of plain items")
     transformer: TransformerConfig = group(TransformerConfig, "sasrec and transformer++")
     output: HeadsConfig = group(HeadsConfig, "output heads")
 
@@ -209,14 +234,16 @@ class Vocabulary:
         codes: codes per level, V.
         artists: known artists, A.
         event_types: kinds of events.
+        items: items of the catalogue, N; 0 where nobody has said, which is enough without a table of items.
     """
 
     levels: int
     codes: int
     artists: int
     event_types: int
+    items: int = 0
 
     def __post_init__(self) -> None:
-        """Check that every table but the artists' has rows."""
+        """Check that every table but the artists' and the items' has rows."""
         assert min(self.levels, self.codes, self.event_types) >= 1, self
-        assert self.artists >= 0, self
+        assert min(self.artists, self.items) >= 0, self

@@ -1,22 +1,24 @@
 """The whole model: pooled embeddings → HSTU or a Transformer → L2 norm → cascaded heads → loss.
 
-Shapes: L tokens (with tail padding) · D width · C code levels · T tokens with a target.
+Shapes: L tokens (with tail padding) · P rows of pooled embeddings, which tokens share · D width · C code levels ·
+T tokens with a target.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from data.batches import Batch
 from model.biases import describe_tokens
 from model.config import ModelConfig, Vocabulary
-from model.embeddings import sum_features
+from model.embeddings import add_items, sum_features
 from model.heads import CascadedHeads
 from model.hstu import HSTU
 from model.losses import cascaded_cross_entropy
@@ -51,13 +53,16 @@ class Tower(nn.Module):
         self.encoder = HSTU(cfg) if cfg.architecture == "hstu" else Transformer(cfg)
         self.heads = CascadedHeads(cfg.output, cfg.width, vocabulary)
 
-    def encode(self, pooled: KeyedTensor, batch: Batch) -> Tensor:
-        """L2-normalised states [L, D]."""
+    def encode(self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch) -> Tensor:
+        """L2-normalised states [L, D]; `items` are rows of the table of items, if there is one."""
         cfg = self.cfg
         tokens = describe_tokens(
             cfg.biases, batch.offsets, batch.timestamps_L, batch.request_times_L, batch.durations_L, batch.organic_L
         )
-        x_LD = sum_features(pooled, cfg.width)
+        x_PD = sum_features(pooled, cfg.width)
+        if items is not None:
+            x_PD = add_items(x_PD, items, batch.item_rows_P)
+        x_LD = x_PD.index_select(0, batch.rows_L)
         if cfg.scale_input:
             x_LD = x_LD * math.sqrt(cfg.width)
         if self.places is not None:
@@ -67,9 +72,11 @@ class Tower(nn.Module):
             x_LD = self.encoder(x_LD, tokens)
         return F.normalize(x_LD.float(), dim=1, eps=1e-6)
 
-    def forward(self, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, Output]:
+    def forward(
+        self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch
+    ) -> tuple[Tensor, Output]:
         """The weighted loss of the batch and what to report of it."""
-        hidden_LD = self.encode(pooled, batch)
+        hidden_LD = self.encode(pooled, items, batch)
         rows_T = (batch.target_items_L >= 0).nonzero().flatten()
         result = cascaded_cross_entropy(
             self.heads,
@@ -89,26 +96,33 @@ class Tower(nn.Module):
 class Recommender(nn.Module):
     """Embeddings and tower.
 
-    `ebc` is called directly on `batch.features` and on nothing else: that is the shape TorchRec's
-    DistributedModelParallel and TrainPipelineSparseDist know how to shard, trace and overlap.
+    `ebc` is called directly on `batch.features` and on nothing else, `item_table` on `batch.item_ids`: that is the
+    shape TorchRec's DistributedModelParallel and TrainPipelineSparseDist know how to shard, trace and overlap.
 
     Args:
         cfg: the model.
         ebc: an EmbeddingBagCollection of `model.embeddings`, on any device, sharded later or never.
         vocabulary: sizes from the data.
+        items: an EmbeddingCollection of `model.embeddings`, in the same way; None in a model without a table of items.
     """
 
-    def __init__(self, cfg: ModelConfig, ebc: nn.Module, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, cfg: ModelConfig, ebc: nn.Module, vocabulary: Vocabulary, items: nn.Module | None = None
+    ) -> None:
         """The tower is built here, the embeddings are given."""
         super().__init__()
+        assert (items is not None) == (cfg.items.kind != "none"), cfg.items
         self.ebc = ebc
+        self.item_table = items
         self.tower = Tower(cfg, vocabulary)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         """Loss (0-d): Σ over this rank's targets times `batch.loss_weight`; its mean over ranks is the global mean."""
-        result: tuple[Tensor, Output] = self.tower(self.ebc(batch.features), batch)
+        items = self.item_table(batch.item_ids) if self.item_table is not None else None
+        result: tuple[Tensor, Output] = self.tower(self.ebc(batch.features), items, batch)
         return result
 
     def encode(self, batch: Batch) -> Tensor:
         """L2-normalised states [L, D], without heads or loss."""
-        return self.tower.encode(self.ebc(batch.features), batch)
+        items = self.item_table(batch.item_ids) if self.item_table is not None else None
+        return self.tower.encode(self.ebc(batch.features), items, batch)

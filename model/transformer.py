@@ -52,9 +52,10 @@ class Rotation:
     def turn(self, x_LHE: Tensor) -> Tensor:
         """[L, H, E] → [L, H, E]."""
         a_LHK, b_LHK = x_LHE.chunk(2, dim=2)
-        return torch.cat(
+        turned_LHE = torch.cat(
             (a_LHK * self.cos_L1K - b_LHK * self.sin_L1K, b_LHK * self.cos_L1K + a_LHK * self.sin_L1K), dim=2
         )
+        return turned_LHE.to(x_LHE.dtype)  # under autocast x is narrower than the angles, and values stay as it is
 
 
 class FeedForward(nn.Module):

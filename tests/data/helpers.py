@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 
 from data import schema
-from data.batches import ItemFeatures
+from data.batches import Batch, ItemFeatures
 from data.event_store import EventStore
 from data.examples import Examples
 from data.loader import item_features
@@ -133,6 +133,19 @@ def sources(draw: st.DrawFn) -> MemorySource:
 
 
 def bags(batch_features: object, key: str) -> list[list[int]]:
-    """One feature as a list of bags, one a token."""
+    """One feature as a list of bags."""
     jagged = batch_features.to_dict()[key]  # type: ignore[attr-defined]
     return [bag.tolist() for bag in torch.split(jagged.values(), jagged.lengths().tolist())]
+
+
+def token_bags(batch: Batch, key: str) -> list[list[int]]:
+    """One feature as a list of bags, one a token, whatever tokens share."""
+    found, inverse = bags(batch.features, key), batch.features.inverse_indices_or_none()
+    places_P = torch.arange(len(found)) if inverse is None else inverse[1][inverse[0].index(key)]
+    return [found[place] for place in places_P[batch.rows_L].tolist()]
+
+
+def token_items(batch: Batch) -> list[int | None]:
+    """The item of each token by `item_ids`; None in padding."""
+    found = [*batch.item_ids.values().tolist(), None]
+    return [found[place] for place in batch.item_rows_P[batch.rows_L].tolist()]

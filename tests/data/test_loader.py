@@ -20,7 +20,17 @@ from data.event_store import EventStore
 from data.loader import Loader, LoaderState, item_features
 from data.sequences import Plan, SampledPrefixes, TimeStream, Windows, make_plan, request_windows, training_windows
 from data.stochastic_length import StochasticLength
-from tests.data.helpers import CODES, LEVELS, MemorySource, bags, examples_of, features_of, make_store, sources
+from tests.data.helpers import (
+    CODES,
+    LEVELS,
+    MemorySource,
+    examples_of,
+    features_of,
+    make_store,
+    sources,
+    token_bags,
+    token_items,
+)
 
 
 def make_loader(store: EventStore, windows: Windows | Plan, **changes: Any) -> Loader:
@@ -40,10 +50,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EventStore:
 
 
 def parts(batch: Batch) -> dict[str, torch.Tensor]:
-    tensors = {
-        field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "features"
-    }
-    return tensors | {"values": batch.features.values(), "lengths": batch.features.lengths()}
+    whole = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    features, item_ids = whole.pop("features"), whole.pop("item_ids")
+    keyed = {"values": features.values(), "lengths": features.lengths(), "inverse": features.inverse_indices()[1]}
+    return whole | keyed | {"item_values": item_ids.values(), "item_lengths": item_ids.lengths()}
 
 
 def assert_identical(one: Batch, other: Batch) -> None:
@@ -56,9 +66,10 @@ def token_rows(batches: list[Batch]) -> list[Any]:
     """All tokens in use of some ranks' batches of one step, rank after rank, each with all that belongs to it."""
     rows = []
     for batch in batches:
-        features = [bags(batch.features, key) for key in FEATURE_KEYS]
+        features = [token_bags(batch, key) for key in FEATURE_KEYS] + [token_items(batch)]
+        names = [name for name in parts(batch) if name.endswith(("_L", "_LC")) and name != "rows_L"]
         for token in range(int(batch.offsets[-1])):
-            dense = [getattr(batch, name)[token].tolist() for name in parts(batch) if name.endswith(("_L", "_LC"))]
+            dense = [getattr(batch, name)[token].tolist() for name in names]
             rows.append((dense, [bags_of_key[token] for bags_of_key in features]))
     return rows
 
@@ -302,7 +313,8 @@ def test_ties_are_shuffled_anew_each_epoch_and_alike_on_all_ranks(tmp_path: Path
         inside[batch.offsets[1:] - 1] = False
         inside[int(batch.offsets[-1]) :] = False
         at = inside.nonzero().flatten()
-        codes = [bags(batch.features, "rq")[token + 1] for token in at.tolist()]
+        of_tokens = token_bags(batch, "rq")
+        codes = [of_tokens[token + 1] for token in at.tolist()]
         wanted = [
             [level * CODES + code for level, code in enumerate(row)]
             if row[0] >= 0

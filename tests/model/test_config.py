@@ -7,7 +7,7 @@ import yaml
 
 from common.config import from_plain, resolve, to_plain, to_yaml
 from common.errors import InputError
-from model.config import AttentionConfig, BiasConfig, ModelConfig
+from model.config import AttentionConfig, BiasConfig, ModelConfig, Vocabulary
 
 ARCHITECTURES = Path(__file__).parents[2] / "configs" / "architectures"
 
@@ -74,15 +74,25 @@ def test_a_baseline_is_what_its_name_says() -> None:
     assert resolve(ModelConfig, "train", None, [*settings, "head_dim_qk=31"]).head_dim_qk == 31
 
 
+def test_a_model_has_codes_or_items_or_both() -> None:
+    (fault,) = faults_of("items.only=true")
+    assert fault.startswith("items.only=true leaves out the codes, and kind=none the items")
+    for kind in ("vocabulary", "hashed"):
+        cfg = resolve(ModelConfig, "train", None, ["items.only=true", f"items.kind={kind}"])
+        assert (cfg.items.kind, cfg.items.only) == (kind, True)
+    assert "vocabulary" in faults_of("items.kind=table")[0]
+
+
 def test_a_configuration_of_before_these_options_reads_as_it_was() -> None:
     """Manifests of checkpoints hold the options there were."""
     plain = to_plain(ModelConfig(width=48))
-    for name in ("architecture", "qk_norm", "residual_scale", "recompute", "transformer"):
+    for name in ("architecture", "qk_norm", "residual_scale", "recompute", "transformer", "items"):
         del plain[name]
     for name in ("soft_cap", "dropout"):
         del plain["attention"][name]
     del plain["biases"]["position"], plain["biases"]["position_buckets"]
     assert from_plain(ModelConfig, plain, "manifest.json") == ModelConfig(width=48)
+    assert Vocabulary(**{"levels": 3, "codes": 7, "artists": 20, "event_types": 4}).items == 0
 
 
 @pytest.mark.parametrize("file", sorted(ARCHITECTURES.glob("*.yaml")), ids=lambda file: file.stem)

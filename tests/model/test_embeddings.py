@@ -8,18 +8,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.config import ModelConfig, Vocabulary
+from model.config import ItemTableConfig, ModelConfig, Vocabulary
 from model.embeddings import (
     BLOCK_ROWS,
     CODE_TABLE,
     CODEBOOK_NOISE,
     INITIAL_STD,
+    ITEM_TABLE,
+    add_items,
     build_embeddings,
+    build_item_table,
     draw_rows,
     rows_from_codebooks,
     sum_features,
+    table_configs,
     table_rows,
 )
+from model.hashing_config import HashingConfig
 
 WHOLE = draw_rows(7, "rq", 0, 2 * BLOCK_ROWS + 100, 3, 0.5)
 
@@ -53,15 +58,53 @@ def test_artist_tables_have_a_row_for_the_unknown(artists: int, quotients: int, 
 def test_pooling_sums_what_a_loop_would_sum(batch_of, users, vocabulary) -> None:
     cfg = ModelConfig(width=6, qr_remainders=8)
     ebc = build_embeddings(cfg, vocabulary, 1, torch.device("cpu"))
-    batch = batch_of(users, padding=3)
-    x_LD = sum_features(ebc(batch.features), 6)
+    plain, batch = batch_of(users, padding=3), batch_of(users, padding=3, distinct=True)
+    x_LD = sum_features(ebc(batch.features), 6).index_select(0, batch.rows_L)
     expected = torch.zeros_like(x_LD)
-    for name, jagged in batch.features.to_dict().items():
+    for name, jagged in plain.features.to_dict().items():
         table = ebc.embedding_bags[name].weight
         for token, ids in enumerate(jagged.to_dense()):
             expected[token] += table[ids].sum(dim=0)
     torch.testing.assert_close(x_LD, expected)
     assert torch.equal(x_LD[-3:], torch.zeros(3, 6))
+
+
+def test_without_codes_the_last_table_with_bags_has_rows_for_every_rank() -> None:
+    cfg = ModelConfig(items=ItemTableConfig(kind="vocabulary", only=True))
+    vocabulary = Vocabulary(levels=2, codes=5, artists=0, event_types=1, items=9)
+    assert list(table_rows(cfg, vocabulary).items()) == [
+        ("artist_quotient", 1),
+        ("event_type", 1),
+        ("artist_remainder", 1024),
+        ("item", 9),
+    ]
+    assert [table.name for table in table_configs(cfg, vocabulary)] == list(table_rows(cfg, vocabulary))[:-1]
+
+
+def test_a_table_of_items_has_a_row_an_item_or_as_many_as_it_is_given(vocabulary) -> None:
+    assert build_item_table(ModelConfig(), vocabulary, torch.device("meta")) is None
+    for items, rows in (
+        (ItemTableConfig(kind="vocabulary"), 50),
+        (ItemTableConfig(kind="hashed", hashing=HashingConfig(rows=24, buckets=12)), 24),
+    ):
+        cfg = ModelConfig(width=6, items=items)
+        assert table_rows(cfg, vocabulary)[ITEM_TABLE] == rows
+        table = build_item_table(cfg, vocabulary, torch.device("cpu"), seed=3)
+        assert torch.equal(table.embeddings[ITEM_TABLE].weight, draw_rows(3, ITEM_TABLE, 0, rows, 6, INITIAL_STD))
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_a_token_gets_its_items_row_and_padding_none(batch_of, users, distinct: bool, vocabulary) -> None:
+    table = build_item_table(
+        ModelConfig(width=6, items=ItemTableConfig(kind="vocabulary")), vocabulary, torch.device("cpu")
+    )
+    for padding in (0, 3):
+        batch = batch_of(users, padding=padding, distinct=distinct)
+        x_PD = torch.randn(len(batch.item_rows_P), 6)
+        added_LD = (add_items(x_PD, table(batch.item_ids), batch.item_rows_P) - x_PD).index_select(0, batch.rows_L)
+        items = [item for user in users for item, _ in user[:-1]]
+        rows = table.embeddings[ITEM_TABLE].weight[items]
+        torch.testing.assert_close(added_LD, torch.cat((rows, torch.zeros(padding, 6))), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dimensions", "width"), [(12, 5), (5, 12), (7, 7)])

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from model.config import AttentionConfig, BiasConfig, HeadsConfig, ModelConfig, Vocabulary
-from model.embeddings import build_embeddings
+from model.config import AttentionConfig, BiasConfig, HeadsConfig, ItemTableConfig, ModelConfig, Vocabulary
+from model.embeddings import build_embeddings, build_item_table
 from model.recommender import Recommender
 
 NO_BIASES = BiasConfig(alibi=False, time=False, duration=False, organic=False)
@@ -23,6 +23,8 @@ VARIANTS: dict[str, dict[str, object]] = {
         "attention": AttentionConfig(scale="sqrt", soft_cap=5.0, dropout=0.1),
         "biases": BiasConfig(alibi=False, position=True),
     },
+    "hstu-items": {"items": ItemTableConfig(kind="vocabulary")},
+    "hstu-only-items": {"items": ItemTableConfig(kind="vocabulary", only=True)},
     "sasrec": {"architecture": "sasrec", **BASELINE},
     "transformer++": {"architecture": "transformer++", "qk_norm": True, "residual_scale": True, **BASELINE},
 }
@@ -32,7 +34,9 @@ def make(vocabulary: Vocabulary, **changes: object) -> Recommender:
     torch.manual_seed(0)
     settings = {"width": 16, "heads": 2, "head_dim_qk": 8, "head_dim_v": 8, "qr_remainders": 8, "max_history": 30}
     cfg = ModelConfig(**{**settings, "dropout": 0.0, "input_dropout": 0.0, **changes})
-    return Recommender(cfg, build_embeddings(cfg, vocabulary, 0, torch.device("cpu")), vocabulary)
+    device = torch.device("cpu")
+    items = build_item_table(cfg, vocabulary, device)
+    return Recommender(cfg, build_embeddings(cfg, vocabulary, 0, device), vocabulary, items)
 
 
 def test_loss_is_the_weighted_sum_of_its_levels(batch_of, users, vocabulary) -> None:
@@ -85,6 +89,27 @@ def test_an_unknown_artist_has_a_row_of_its_own(batch_of, users, vocabulary) -> 
     assert changed.tolist() == [False, True, True, False, False]
 
 
+@pytest.mark.parametrize("items", ["none", "vocabulary"])
+@pytest.mark.parametrize("padding", [0, 5])
+def test_tokens_that_share_bags_train_as_tokens_with_bags_of_their_own(
+    batch_of, users, padding: int, items: str, vocabulary
+) -> None:
+    """Loss, states and every gradient, those of the tables too."""
+    many = [*users, *users[::-1], [(7, 10)] * 6]
+    found = []
+    for distinct in (False, True):
+        model = make(vocabulary, items=ItemTableConfig(kind=items))
+        batch = batch_of(many, padding, distinct=distinct)
+        loss, output = model(batch)
+        loss.backward()
+        found.append((loss, output.hidden_LD, {name: p.grad for name, p in model.named_parameters()}))
+    (loss, hidden_LD, gradients), (shared_loss, shared_hidden_LD, shared_gradients) = found
+    assert torch.equal(shared_hidden_LD, hidden_LD)
+    assert torch.equal(shared_loss, loss)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(shared_gradients[name], gradient, rtol=1e-4, atol=1e-8)
+
+
 NAMES = ("alibi", "time", "duration", "organic")
 SWITCHES = [dict(zip(NAMES, on, strict=True)) for on in itertools.product((True, False), repeat=4)]
 
@@ -100,14 +125,13 @@ def test_no_configuration_has_an_unused_parameter(batch_of, users, kind: str, vo
             biases=BiasConfig(**switches),
             output=HeadsConfig(gated=gated),
         )
-        for batch in (batch_of(users, padding=2), batch_of([[], []], padding=5)):
+        for batch in (batch_of(users, padding=2), batch_of([[], []], padding=5, distinct=True)):
             model.zero_grad(set_to_none=True)
             model(batch)[0].backward()
             assert [name for name, p in model.named_parameters() if p.grad is None] == []
     single = make(one_level)
     batch = batch_of(users)
     batch.target_codes_LC = batch.target_codes_LC[:, :1]
-    batch.features = batch_of(users).features
     single.ebc = make(vocabulary).ebc
     single(batch)[0].backward()
     assert [name for name, p in single.named_parameters() if p.grad is None] == []
@@ -116,7 +140,7 @@ def test_no_configuration_has_an_unused_parameter(batch_of, users, kind: str, vo
 @pytest.mark.parametrize("name", VARIANTS)
 def test_no_variant_has_an_unused_parameter(batch_of, users, name: str, vocabulary) -> None:
     model = make(vocabulary, **VARIANTS[name])
-    for batch in (batch_of(users, padding=2), batch_of([[], []], padding=5)):
+    for batch in (batch_of(users, padding=2, distinct=True), batch_of([[], []], padding=5, distinct=True)):
         model.zero_grad(set_to_none=True)
         model(batch)[0].backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -142,9 +166,10 @@ def test_a_baseline_feels_the_order_of_events(batch_of, name: str, vocabulary) -
     assert (states[0] - states[1]).abs().max() > 1e-4
 
 
-def test_a_batch_of_padding_has_no_loss_and_no_gradient(batch_of, vocabulary) -> None:
+@pytest.mark.parametrize("distinct", [False, True])
+def test_a_batch_of_padding_has_no_loss_and_no_gradient(batch_of, distinct: bool, vocabulary) -> None:
     model = make(vocabulary)
-    loss, output = model(batch_of([], padding=5))
+    loss, output = model(batch_of([], padding=5, distinct=distinct))
     loss.backward()
     assert loss.item() == 0.0
     assert output.num_targets.item() == 0
