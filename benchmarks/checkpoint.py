@@ -36,7 +36,7 @@ from serving.checkpoints.manifest import blank_manifest
 from serving.checkpoints.model import MODEL, dense_tensors
 from serving.checkpoints.restore import open_chain
 from sharding.apply import shard_model
-from sharding.planner import row_wise_plan
+from sharding.placement import row_wise
 from sharding.tables import TableShard, table_shards
 from sharding.world import World
 from trainer.checkpoint.checkpointer import Checkpointer
@@ -115,7 +115,7 @@ def _measure(world: World, folder: Path, rows: int, deltas: int) -> dict[str, An
     model = OneTable(rows)
     sharded = shard_model(
         model,
-        row_wise_plan(model, world),
+        row_wise(model, world),
         world,
         learning_rate=0.1,
         epsilon=1e-8,

@@ -24,29 +24,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from benchmarks.harness import table
 from common.faults import report_faults
 from common.noise import quiet_known_warnings
-from data.batches import FEATURE_KEYS, Batch
+from data.batches import Batch, BatchMaker, EventColumns, ItemFeatures, code_dtype
+from data.examples import Tokens
 from model.attention import attention
 from model.attention.dropout import Dropout
 from model.attention.mask import Mask
 from model.biases import KeyBias, PositionBias, ScoreBiases, TimeBias, alibi_slopes
 from model.config import AttentionConfig, ModelConfig, Vocabulary
-from model.embeddings import INITIAL_STD, build_embeddings, draw_rows, table_rows
+from model.embeddings import INITIAL_STD, build_embeddings, draw_rows
 from model.recommender import Recommender
 from sharding.apply import gather_table, shard_model, sharded_tables
-from sharding.planner import row_wise_plan
+from sharding.placement import row_wise
 from sharding.world import World
 
 LENGTHS = (0, 1, 700, 64, 33, 0, 129, 1000, 128)
 PADDING, HEADS, WIDTH = 57, 4, 64
-STEPS, RATE, EPSILON, RANK_TOKENS = 2, 0.05, 1e-8, 512
+STEPS, RATE, EPSILON, RANK_TOKENS, ITEMS = 2, 0.05, 1e-8, 512, 600
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest error as a share of the tensor's largest magnitude. bfloat16 rounds weights and results to 2^-8 once each."""
@@ -226,7 +227,7 @@ def train_on(world: World, backend: str) -> dict[str, Tensor]:
     def rows(name: str, start: int, stop: int, width: int) -> Tensor:
         return draw_rows(0, name, start, stop, width, INITIAL_STD)
 
-    plan = row_wise_plan(model, world)
+    plan = row_wise(model, world)
     sharded = shard_model(model, plan, world, learning_rate=RATE, epsilon=EPSILON, draw_rows=rows)
     dense = dict(sharded.named_parameters())
     dense = {name: x for name, x in dense.items() if ".tower." in f".{name}"}
@@ -251,36 +252,34 @@ def train_on(world: World, backend: str) -> dict[str, Tensor]:
 
 
 def make_batch(world: World, step: int) -> Batch:
-    """Made up, another one for every rank and step."""
-    generator = torch.Generator().manual_seed(1000 * step + world.rank)
-    tokens, used = RANK_TOKENS, RANK_TOKENS - 40
-
-    def integers(below: int, *shape: int) -> Tensor:
-        return torch.randint(0, below, shape, generator=generator)
-
-    codes_LC = integers(VOCABULARY.codes, tokens, VOCABULARY.levels)
-    code_ids_LC = codes_LC + VOCABULARY.codes * torch.arange(VOCABULARY.levels)
-    sizes = table_rows(MODEL, VOCABULARY)
-    ids = [code_ids_LC[:used] if name == "rq" else integers(sizes[name], used, 1) for name in FEATURE_KEYS]
-    bags = [torch.cat((torch.full((used,), x.shape[1]), torch.zeros(tokens - used, dtype=torch.int64))) for x in ids]
-    features = KeyedJaggedTensor(
-        keys=list(FEATURE_KEYS), values=torch.cat([x.flatten() for x in ids]), lengths=torch.cat(bags), stride=tokens
+    """Made up, another one for every rank and step; items repeat, as they do in histories."""
+    random = np.random.default_rng([0, step, world.rank])
+    offsets_B = np.array([0, 100, 100, 101, 310, RANK_TOKENS - 40])
+    events = int(offsets_B[-1]) + 1
+    columns = EventColumns(
+        offsets=np.array([0, events]),
+        items=random.integers(0, ITEMS, events).astype(np.uint32),
+        timestamps=1_600_000_000 + random.integers(0, 5000, events).cumsum(),
+        event_types=random.integers(0, VOCABULARY.event_types, events).astype(np.uint8),
+        durations=random.integers(1, 400, events),
+        organic=random.integers(0, 3, events),
     )
-    is_used_L = torch.arange(tokens) < used
-    times_L = torch.where(is_used_L, 1_600_000_000 + integers(5000, tokens).cumsum(0), 0)
-    batch = Batch(
-        features=features,
-        offsets=torch.tensor([0, 100, 100, 101, 310, used]),
-        timestamps_L=times_L,
-        request_times_L=times_L + 60,
-        durations_L=torch.where(is_used_L, integers(400, tokens) - 1, -1),
-        organic_L=torch.where(is_used_L, integers(3, tokens), 2),
-        target_items_L=torch.where(is_used_L, integers(1000, tokens), -1),
-        target_codes_LC=torch.where(is_used_L[:, None], codes_LC.roll(-1, 0), -1),
-        loss_weight=torch.tensor(1.0 / used),
-        window_index_B=torch.arange(5),
-    )
+    at_n = np.arange(events - 1)
+    tokens = Tokens(at_n, at_n + 1, None, offsets_B, None)
+    batch = BatchMaker(columns, made_up_items()).make(tokens, np.arange(5), RANK_TOKENS, 1.0 / len(at_n))
     return batch.to(world.device)
+
+
+def made_up_items() -> ItemFeatures:
+    """The same for every rank and step: codes, and none to two artists an item."""
+    generator = torch.Generator().manual_seed(0)
+    counts_N = torch.randint(0, 3, (ITEMS,), generator=generator)
+    offsets = torch.cat((torch.zeros(1, dtype=torch.int64), counts_N.cumsum(0)))
+    artists = torch.randint(0, VOCABULARY.artists, (int(offsets[-1]),), generator=generator, dtype=torch.int32)
+    codes_NC = torch.randint(
+        0, VOCABULARY.codes, (ITEMS, VOCABULARY.levels), generator=generator, dtype=code_dtype(VOCABULARY.codes)
+    )
+    return ItemFeatures(codes_NC, VOCABULARY.codes, offsets, artists, VOCABULARY.artists, MODEL.qr_remainders)
 
 
 # ── the entry ────────────────────────────────────────────────────────────────────────────────────────────

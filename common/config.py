@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SECTIONS = ("synthesize", "prepare", "describe", "fit_ids", "encode_ids", "train", "evaluate")
+SECTIONS = ("synthesize", "prepare", "describe", "fit_ids", "encode_ids", "plan", "train", "evaluate")
 """The entry points that a YAML file may configure."""
 
 REQUIRED = "???"

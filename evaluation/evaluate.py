@@ -124,9 +124,10 @@ def _request_loader(
             f"{store.path}: its split, {store.split_config.kind}, holds out no {config.events} event of any of its "
             f"{store.num_users} users; there is nothing to evaluate"
         )
+    hashed = cfg.items.kind == "hashed"
     return Loader(
         store,
-        item_features(store, codes.codes_NC, codes.codes_per_level, cfg.qr_remainders),
+        item_features(store, codes.codes_NC, codes.codes_per_level, cfg.qr_remainders, keys=hashed),
         request_windows(held_out, cfg.max_history),
         tokens=config.tokens,
         bins=world.size,

@@ -13,6 +13,8 @@ from common.charts import Series, bar_chart, line_chart
 from common.errors import InputError
 from common.html_page import cards, figure, heading, note, page, side_by_side
 from evaluation import metrics
+from sharding.picture import plan_sections
+from sharding.plan_files import PLAN
 
 _ENGINES = {
     "exact": "every item scored by the model",
@@ -51,8 +53,18 @@ def render_report(
         _training_charts(records),
         heading("Semantic ids"),
         _code_charts(summary["level_accuracy"], code_diagnostics),
+        *_plan(run),
     ]
     return page(run.name, sections)
+
+
+def _plan(run: Path) -> list[str]:
+    """Where the tables lay in training; nothing for a run that kept no plan, or one of another form."""
+    try:
+        plan = json.loads((run / PLAN).read_text(encoding="utf-8"))
+        return [heading("Where everything lay in training"), *plan_sections(plan)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _cards(summary: dict[str, Any]) -> str:

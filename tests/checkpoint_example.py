@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
-from torchrec.distributed.sharding_plan import column_wise, construct_module_sharding_plan, row_wise, table_wise
-from torchrec.distributed.types import ShardingPlan
 
 from common.config import to_plain
 from common.storage import Storage, open_storage
@@ -24,6 +22,7 @@ from serving.checkpoints.manifest import blank_manifest
 from serving.checkpoints.model import MODEL, build_sharded, dense_tensors
 from serving.checkpoints.restore import open_chain
 from sharding.apply import shard_model
+from sharding.placement import Piece, Placement, TablePlan, row_wise
 from sharding.tables import TableShard, table_shards
 from sharding.world import World
 from trainer.checkpoint.checkpointer import Checkpointer
@@ -33,11 +32,7 @@ from trainer.checkpoint.resume import meanings
 ROWS = {"small": 7, "large": 61}
 """Tables of `TwoTables`, the larger last, as the CPU's kernels want it."""
 WIDTH = 8
-PLANS = {
-    "row_wise": lambda world, _: row_wise(compute_kernel="fused"),
-    "table_wise": lambda world, index: table_wise(rank=index % world.size, compute_kernel="fused"),
-    "column_wise": lambda world, _: column_wise(ranks=[0, world.size - 1], compute_kernel="fused"),
-}
+PLANS = ("row_wise", "table_wise", "column_wise")
 
 
 class TwoTables(nn.Module):
@@ -62,29 +57,24 @@ def two_tables(world: World, plan: str = "row_wise") -> DistributedModelParallel
     """`TwoTables` under a plan, always from the same numbers."""
     torch.manual_seed(5)
     model = TwoTables()
-    planned = construct_module_sharding_plan(
-        model.ebc,
-        {name: PLANS[plan](world, index) for index, name in enumerate(ROWS)},
-        local_size=world.size,
-        world_size=world.size,
-        device_type="cpu",
-    )
+    placement = row_wise(model, world) if plan == "row_wise" else _placement(world, plan)
+    return shard_model(model, placement, world, learning_rate=0.1, epsilon=1e-8, draw_rows=_starting_rows)
 
-    # `shard_model` draws whole rows, for plans that cut rows; here each piece takes its columns of them too.
-    sharded = shard_model(
-        model,
-        ShardingPlan(plan={"ebc": planned}),
-        world,
-        learning_rate=0.1,
-        epsilon=1e-8,
-        draw_rows=lambda _table, start, stop, _width: torch.zeros(stop - start, 1),
-    )
-    for shard in table_shards(sharded):
-        generator = torch.Generator().manual_seed(len(shard.table))
-        whole = torch.randn(shard.num_rows, WIDTH, generator=generator)
-        columns = slice(shard.first_column, shard.first_column + shard.columns)
-        shard.weight_RD.copy_(whole[shard.first_row : shard.first_row + shard.rows, columns])
-    return sharded
+
+def _placement(world: World, plan: str) -> Placement:
+    """Whole tables in turn, or half of the columns on the first rank and half on the last."""
+    tables = []
+    for index, (name, rows) in enumerate(ROWS.items()):
+        pieces = (Piece(index % world.size, 0, rows, 0, WIDTH),)
+        if plan == "column_wise":
+            half = WIDTH // 2
+            pieces = (Piece(0, 0, rows, 0, half), Piece(world.size - 1, 0, rows, half, half))
+        tables.append(TablePlan(name, "ebc", rows, WIDTH, True, plan.replace("_", "-"), "fused", 0.0, pieces))
+    return Placement((world.size,), "cpu", "float32", tuple(tables))
+
+
+def _starting_rows(table: str, start: int, stop: int, _width: int) -> Tensor:
+    return torch.randn(ROWS[table], WIDTH, generator=torch.Generator().manual_seed(len(table)))[start:stop]
 
 
 def train_rows(model: DistributedModelParallel, world: World, step: int) -> None:

@@ -9,6 +9,7 @@ from common.errors import InputError
 from data.sequences import PLANS
 from data.stochastic_length import StochasticLength
 from model.config import ModelConfig
+from sharding.policy import ShardingConfig
 from trainer.checkpoint.config import CheckpointConfig
 
 
@@ -26,6 +27,9 @@ class BatchConfig:
     )
     period_seconds: int = option(86_400, "windows=stream: length of a period", minimum=1)
     workers: int = option(0, "processes that make batches ahead, for each rank; 0 makes them in the step", minimum=0)
+    distinct: bool = option(
+        True, "ask for each item once a batch, whatever the number of its events; false asks once an event, to compare"
+    )
     shuffle_ties: bool = option(
         False, "order events of one user and one second anew in each epoch, where the log's order means nothing"
     )
@@ -87,6 +91,7 @@ class TrainConfig:
     batch: BatchConfig = group(BatchConfig, "batches")
     stochastic_length: StochasticLength = group(StochasticLength, "thinning of long histories, a step at a time")
     optimizer: OptimizerConfig = group(OptimizerConfig, "optimizers")
+    sharding: ShardingConfig = group(ShardingConfig, "where tables lie")
     checkpoint: CheckpointConfig = group(CheckpointConfig, "checkpoints")
 
     def __post_init__(self) -> None:

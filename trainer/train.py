@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from common.config import load_resolved, run_entry, to_plain, to_yaml
 from common.errors import InputError
 from common.files import fingerprint_of, write_text_atomically
 from common.noise import quiet_known_warnings
 from common.storage import Storage, open_storage
+from data.batches import ItemFeatures
 from data.event_store import EventStore
 from data.loader import Loader, item_features
 from data.schema import TIMESTAMP
@@ -38,6 +40,11 @@ from serving.checkpoints.model import build_sharded
 from serving.engine import ranked_catalogue
 from serving.exact import ExactEngine
 from sharding.apply import sharded_tables
+from sharding.job import describe_plan, plan_job
+from sharding.placement import Placement
+from sharding.plan_files import PLAN, PLAN_PAGE, write_plan
+from sharding.survey import Survey
+from sharding.workload import DataSizes, Workload, measure_dense, workload_of_batch, workload_of_sizes
 from sharding.world import World, open_world
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.config import CheckpointConfig
@@ -51,6 +58,8 @@ _RUN_FILES = (
     "config.yaml",
     "metrics.jsonl",
     *all_outputs(),
+    PLAN,
+    PLAN_PAGE,
     "checkpoints",
     "tensorboard",
 )
@@ -81,7 +90,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
         storage = open_storage(config.checkpoint.path or run / "checkpoints")
         chain = prepare_run_folder(config, storage, world)
 
-        vocabulary = Vocabulary(codes.num_levels, codes.codes_per_level, store.num_artists, len(store.event_types))
+        vocabulary = Vocabulary(
+            codes.num_levels, codes.codes_per_level, store.num_artists, len(store.event_types), store.num_items
+        )
+        surveys: list[Survey] = []
+
+        def place(model: nn.Module) -> Placement:
+            surveys.append(plan_job(model, world, config.sharding, lambda: one_step(config, vocabulary, loader)))
+            return surveys[0].placement
+
         model = build_sharded(
             config.model,
             vocabulary,
@@ -90,6 +107,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             learning_rate=config.optimizer.sparse_learning_rate,
             epsilon=config.optimizer.sparse_epsilon,
             codebooks_CVd=torch.from_numpy(codes.codebooks_CVd) if config.code_init == "codebooks" else None,
+            place=place,
         )
         expected_steps = loader.expected_steps(config.epochs)
         optimizers = Optimizers(model, config.optimizer, expected_steps)
@@ -101,7 +119,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             started_from = "\n" + warm_start(config, model, store, codes)
 
         telemetry = Telemetry(run, world, resume_step=progress.step if chain else None)
-        telemetry.say(describe_run(model, store, loader, world) + started_from)
+        telemetry.say(f"{describe_run(model, store, loader, world)}\n{describe_plan(surveys[0])}{started_from}")
+        if world.is_main:
+            write_plan(run, surveys[0])
         checkpointer = Checkpointer(
             config.checkpoint,
             storage,
@@ -145,7 +165,7 @@ def training_loader(config: TrainConfig, store: EventStore, codes: CodeTable, sp
     )
     return Loader(
         store,
-        item_features(store, codes.codes_NC, codes.codes_per_level, config.model.qr_remainders),
+        _item_features(config, store, codes),
         plan,
         tokens=config.batch.tokens,
         bins=config.batch.bins,
@@ -156,7 +176,26 @@ def training_loader(config: TrainConfig, store: EventStore, codes: CodeTable, sp
         tie_limit_U=split.train_end_U if config.batch.shuffle_ties else None,
         thinning=config.stochastic_length,
         longest=config.model.max_history,
+        distinct=config.batch.distinct,
     )
+
+
+def _item_features(config: TrainConfig, store: EventStore, codes: CodeTable) -> ItemFeatures:
+    model = config.model
+    hashed = model.items.kind == "hashed"
+    return item_features(store, codes.codes_NC, codes.codes_per_level, model.qr_remainders, keys=hashed)
+
+
+def one_step(config: TrainConfig, vocabulary: Vocabulary, loader: Loader) -> Workload:
+    """What a step asks of a rank, by the first batch; an epoch without steps asks nothing worth planning for."""
+    lengths = loader.lengths(0)
+    dense = measure_dense(
+        config.model, vocabulary, float(lengths.mean()) if len(lengths) else 0.0, config.optimizer.dense
+    )
+    batch = loader.batch(0, 0) if loader.steps_per_epoch(0) else None
+    if batch is None:
+        return workload_of_sizes(config.model, DataSizes(), loader.tokens_per_batch, dense)
+    return workload_of_batch(config.model, vocabulary, batch, dense)
 
 
 class Validation:
@@ -168,7 +207,7 @@ class Validation:
         self.store, self.model, self.world = store, model, world
         self.loader = Loader(
             store,
-            item_features(store, codes.codes_NC, codes.codes_per_level, config.model.qr_remainders),
+            _item_features(config, store, codes),
             request_windows(split.validation, config.model.max_history),
             tokens=config.batch.tokens,
             bins=world.size,
@@ -176,6 +215,7 @@ class Validation:
             world_size=world.size,
             seed=config.seed,
             shuffle=False,
+            distinct=config.batch.distinct,
         )
         catalogue = ranked_catalogue(codes, world.device)
         self.engine = ExactEngine(model.module.tower.heads, CodeTrie.of(codes), catalogue)
@@ -209,7 +249,7 @@ def describe_checkpoints(
         config_fingerprint=fingerprint_of(_course(config)),
         model=to_plain(config.model),
         vocabulary=dataclasses.asdict(vocabulary),
-        meanings=meanings(store, codes),
+        meanings=meanings(store, codes, items=config.model.items.kind == "vocabulary"),
     )
 
 
@@ -283,13 +323,18 @@ def _course(config: TrainConfig) -> dict[str, Any]:
             flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         return flat
 
-    return {key: value for key, value in flatten(to_plain(config)).items() if key not in _MAY_CHANGE_ON_RESUME}
+    flat = flatten(to_plain(config))
+    return {
+        key: value
+        for key, value in flat.items()
+        if key not in _MAY_CHANGE_ON_RESUME and not (key.startswith("sharding.") and key != "sharding.communication")
+    }
 
 
 def describe_run(model: Any, store: EventStore, loader: Loader, world: World) -> str:
     """What is about to be trained, in a few lines."""
     tables = sum(table.size().numel() for table in sharded_tables(model).values())
-    dense = sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("ebc."))
+    dense = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith("tower."))
     return (
         f"{store.num_users} users, {store.num_items} items, {store.num_events} events; "
         f"{dense} dense and {tables} table parameters on {world.size} × {world.device.type}\n"

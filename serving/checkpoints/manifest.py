@@ -2,7 +2,8 @@
 
     checkpoints/step-00000120/
         manifest.json                             written last, by one rename: it is what makes the rest count
-        tables-00000-of-00002.TAG.safetensors     rows of rank 0's pieces of the tables; its random states
+        tables-00000-of-00002.TAG.safetensors     rows of rank 0's pieces of the tables; its random states; the owners
+                                                  of its rows of a hashed table
         states-00000-of-00002.TAG.safetensors     optimizer states of the same rows
         dense.TAG.safetensors                     what all ranks have alike: dense parameters and their optimizers
 

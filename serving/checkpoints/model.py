@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.distributed import DistributedModelParallel
 
 from common.config import from_plain
@@ -15,14 +16,15 @@ from common.errors import InputError
 from common.storage import Storage, open_storage
 from data.event_store import EventStore
 from model.config import ModelConfig, Vocabulary
-from model.embeddings import CODE_TABLE, INITIAL_STD, build_embeddings, draw_rows, rows_from_codebooks
+from model.embeddings import CODE_TABLE, INITIAL_STD, build_embeddings, build_item_table, draw_rows, rows_from_codebooks
 from model.recommender import Recommender
 from semantic_ids.codes.code_table import CodeTable
 from serving.checkpoints.chain import Checkpoints, Link
 from serving.checkpoints.manifest import MANIFEST, Damage, Manifest
 from serving.checkpoints.restore import ChainReader, check_tables, open_chain
 from sharding.apply import shard_model
-from sharding.planner import row_wise_plan
+from sharding.hashed_items import load_hash_state
+from sharding.placement import Placement, row_wise
 from sharding.tables import table_shards
 from sharding.world import World
 
@@ -113,14 +115,16 @@ def build_sharded(
     learning_rate: float = 0.0,
     epsilon: float = 1e-8,
     codebooks_CVd: Tensor | None = None,
+    place: Callable[[nn.Module], Placement] | None = None,
 ) -> DistributedModelParallel:
-    """A recommender with its tables row-wise over the ranks, freshly initialised: the same on any number of ranks.
+    """A recommender with its tables over the ranks, freshly initialised: the same numbers on any ranks under any plan.
 
-    With `codebooks_CVd` the code table and the heads start from the quantiser's codebooks instead of noise.
+    With `codebooks_CVd` the code table and the heads start from the quantiser's codebooks instead of noise. Without
+    `place`, which says where the tables of a model lie, they lie row-wise over all ranks.
     """
     torch.manual_seed(seed)
     tables = build_embeddings(config, vocabulary, seed, torch.device("meta"))
-    model = Recommender(config, tables, vocabulary)
+    model = Recommender(config, tables, vocabulary, build_item_table(config, vocabulary, torch.device("meta")))
     code_rows = None
     if codebooks_CVd is not None:
         noise = draw_rows(seed, CODE_TABLE, 0, vocabulary.levels * vocabulary.codes, config.width, INITIAL_STD)
@@ -135,11 +139,12 @@ def build_sharded(
 
     return shard_model(
         model,
-        row_wise_plan(model, world),
+        place(model) if place else row_wise(model, world),
         world,
         learning_rate=learning_rate,
         epsilon=epsilon,
         draw_rows=starting_rows,
+        hashing=config.items.hashing if config.items.kind == "hashed" else None,
     )
 
 
@@ -196,6 +201,7 @@ def load_model(
     check_tables(manifest, where, shards)
     with open_chain(storage, chain) as reader:
         reader.fill(shards, states=False)
+        load_hash_state(model, reader.maps())
         fill_dense(dense_tensors(model), saved_model(reader), where)
     model.eval()
     return model

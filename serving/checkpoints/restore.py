@@ -30,6 +30,9 @@ from sharding.tables import TableShard
 BLOCK_ROWS = 65_536
 """Rows decoded at a time."""
 
+MAP = "map."
+"""What the names of tensors begin with that say who owns the rows of a hashed table."""
+
 
 @dataclass
 class ChainReader:
@@ -73,6 +76,17 @@ class ChainReader:
             return {}
         with self.open(self.chain[-1], self.manifest.random[rank]) as file:
             return {name: file.get_tensor(name) for name in file.keys() if name.startswith("random.")}  # noqa: SIM118
+
+    def maps(self) -> list[dict[str, Tensor]]:
+        """Who owns the rows of hashed tables, as each rank knew it, by name; empty where there are none."""
+        files = dict.fromkeys([*self.manifest.random, *(shard.tables for shard in self.manifest.shards)])
+        found = [self.maps_in(file) for file in files]
+        return [{name.removeprefix(MAP): value for name, value in maps.items()} for maps in found if maps]
+
+    def maps_in(self, tables: str) -> dict[str, Tensor]:
+        """The same of one file of tables, named as they are there."""
+        with self.open(self.chain[-1], tables) as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(MAP)}  # noqa: SIM118
 
     def fill(self, shards: Sequence[TableShard], *, states: bool = True) -> None:
         """Fill pieces of tables, and their optimizer states, in place. Rows that no file has stay as they are."""

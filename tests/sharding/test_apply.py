@@ -10,7 +10,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from common.errors import InputError
 from model.embeddings import draw_rows
 from sharding.apply import gather_table, shard_model, sharded_tables
-from sharding.planner import row_wise_plan
+from sharding.placement import row_wise
 from sharding.world import World
 from tests.ranks import run_on_ranks
 
@@ -57,7 +57,7 @@ def train_sharded(world: World) -> tuple[list[Tensor], dict[str, Tensor] | None]
     """Pooled outputs of this rank before each step, and the tables after the last on rank 0."""
     model = Tables("meta")
     sharded = shard_model(
-        model, row_wise_plan(model, world), world, learning_rate=RATE, epsilon=EPSILON, draw_rows=initial_rows
+        model, row_wise(model, world), world, learning_rate=RATE, epsilon=EPSILON, draw_rows=initial_rows
     )
     outputs = []
     for step in range(STEPS):
@@ -111,15 +111,15 @@ def test_a_last_table_that_leaves_a_rank_empty_is_refused() -> None:
         world = World(0, ranks, ranks, torch.device("cpu"))
         if refused:
             with pytest.raises(InputError, match=f"`codes` has 101 rows, too few for each of {ranks} ranks"):
-                row_wise_plan(model, world)
+                row_wise(model, world)
         else:
-            row_wise_plan(model, world)
+            row_wise(model, world)
 
 
 def starting_tables(world: World) -> dict[str, Tensor] | None:
     model = Tables("meta")
     sharded = shard_model(
-        model, row_wise_plan(model, world), world, learning_rate=RATE, epsilon=EPSILON, draw_rows=initial_rows
+        model, row_wise(model, world), world, learning_rate=RATE, epsilon=EPSILON, draw_rows=initial_rows
     )
     gathered = {name: gather_table(table, world) for name, table in sharded_tables(sharded).items()}
     return gathered if world.is_main else None  # type: ignore[return-value]

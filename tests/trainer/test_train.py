@@ -20,7 +20,7 @@ from evaluation import evaluate
 from semantic_ids import fit
 from serving.checkpoints.chain import Checkpoints
 from serving.checkpoints.manifest import step_folder
-from serving.checkpoints.model import find_chain, load_model, run_storage
+from serving.checkpoints.model import dense_tensors, find_chain, load_model, run_storage
 from sharding.apply import gather_table, sharded_tables
 from sharding.world import open_world
 from tests.conftest import Prepared
@@ -81,7 +81,7 @@ def parameters(run: Path) -> dict[str, Tensor]:
         storage = run_storage(run)
         model = load_model(storage, find_chain(storage, "latest"), world)
         tables = {name: gather_table(table, world) for name, table in sharded_tables(model).items()}
-        dense = {name: value for name, value in model.state_dict().items() if not name.startswith("ebc.")}
+        dense = dense_tensors(model)
     return {name: value.clone() for name, value in (tables | dense).items() if value is not None}
 
 

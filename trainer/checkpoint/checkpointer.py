@@ -25,7 +25,9 @@ from common.seeding import random_states
 from common.storage import Storage
 from serving.checkpoints.chain import Link
 from serving.checkpoints.manifest import BASE, DELTA, Manifest, step_folder
+from serving.checkpoints.restore import MAP
 from sharding.apply import sharded_tables
+from sharding.hashed_items import hash_state
 from sharding.tables import table_shards
 from sharding.world import World
 from trainer.checkpoint.config import CheckpointConfig
@@ -111,7 +113,7 @@ class Checkpointer:
         say: Callable[[str], None],
         record: Callable[[int, dict[str, Any]], None],
     ) -> None:
-        self.config, self.storage, self.world, self._dense = config, storage, world, dense
+        self.config, self.storage, self.world, self._model, self._dense = config, storage, world, model, dense
         tables = {name: list(table.size()) for name, table in sharded_tables(model).items()}
         self._template, self._say, self._record = dataclasses.replace(template, tables=tables), say, record
         self.shards = table_shards(model)
@@ -152,6 +154,9 @@ class Checkpointer:
             snapshots=snapshots,
             dense=self._stage() if self.world.is_main else {},
             random=random_states(),
+            maps={
+                f"{MAP}{name}": value.detach().to("cpu", copy=True) for name, value in hash_state(self._model).items()
+            },
             rank=self.world.rank,
             size=self.world.size,
             group=self._group,

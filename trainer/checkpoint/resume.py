@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 
@@ -16,9 +17,13 @@ from common.seeding import set_random_states
 from common.storage import Storage, open_storage
 from data.event_store import EventStore
 from data.loader import Loader
-from model.embeddings import ARTIST_QUOTIENT, ARTIST_REMAINDER, EVENT_TYPE
+from data.schema import ITEM, ITEMS_FILE
+from model.config import ItemTableConfig
+from model.embeddings import ARTIST_QUOTIENT, ARTIST_REMAINDER, EVENT_TYPE, ITEM_TABLE
 from semantic_ids.codes.code_table import CodeTable
+from semantic_ids.codes.code_table_files import read_item_ids
 from serving.checkpoints.chain import Link
+from serving.checkpoints.manifest import Manifest
 from serving.checkpoints.model import (
     MODEL,
     check_belongs,
@@ -28,7 +33,9 @@ from serving.checkpoints.model import (
     run_storage,
     saved_model,
 )
-from serving.checkpoints.restore import check_tables, open_chain
+from serving.checkpoints.restore import BLOCK_ROWS, check_tables, open_chain
+from sharding.apply import sharded_tables
+from sharding.hashed_items import hashed_tables, load_hash_state
 from sharding.tables import TableShard, table_shards
 from sharding.world import World
 from trainer.config import TrainConfig
@@ -72,6 +79,7 @@ def resume(
     optimizers.make_states()
     with open_chain(storage, chain) as reader:
         reader.fill(shards)
+        load_hash_state(model, reader.maps())
         fill_dense(training_state(model, optimizers), reader.dense(), where)
         random = reader.random(world.rank) if manifest.world_size == world.size else {}
     if random:
@@ -79,17 +87,27 @@ def resume(
     return progress
 
 
-def meanings(store: EventStore, codes: CodeTable) -> dict[str, list[Any]]:
-    """What the rows of tables stand for: [digest, number] of artists and of event types; [digest] of the codebooks."""
-    return {
-        "artists": _named(store.artist_ids.to_pylist()),
-        "event_types": _named(store.event_types),
+def meanings(store: EventStore, codes: CodeTable, *, items: bool = False) -> dict[str, list[Any]]:
+    """What the rows of tables stand for: [digest, number] of artists, event types, and items where there is a table of
+    them whose rows are the catalogue's; [digest] of the codebooks."""
+    found = {
+        "artists": _named(store.artist_ids),
+        "event_types": _named(pa.array(store.event_types)),
         "codes": [hashlib.sha256(codes.codebooks_CVd.tobytes()).hexdigest()[:16]],
     }
+    return found | {"items": _named(_item_ids(store))} if items else found
 
 
-def _named(names: Sequence[str]) -> list[Any]:
-    return [hashlib.sha256("\x1f".join(names).encode()).hexdigest()[:16], len(names)]
+def _item_ids(store: EventStore) -> pa.ChunkedArray:
+    """Not through `store.item_ids`, which would keep them all for as long as the store is open."""
+    return read_item_ids(store.path / ITEMS_FILE, ITEM)
+
+
+def _named(names: pa.Array | pa.ChunkedArray) -> list[Any]:
+    digest = hashlib.sha256()
+    for begin in range(0, len(names), BLOCK_ROWS):
+        digest.update(("\x1f" * (begin > 0) + "\x1f".join(names[begin : begin + BLOCK_ROWS].to_pylist())).encode())
+    return [digest.hexdigest()[:16], len(names)]
 
 
 def warm_start(config: TrainConfig, model: DistributedModelParallel, store: EventStore, codes: CodeTable) -> str:
@@ -112,23 +130,31 @@ def warm_start(config: TrainConfig, model: DistributedModelParallel, store: Even
     with open_chain(storage, chain) as reader:
         if config.start_parts != "dense":
             shards = table_shards(model)
-            unknown = _unlike(manifest.meanings, store)
+            hashed = hashed_tables(model).keys()
+            unknown = _unlike(manifest.meanings, store, sharded_tables(model).keys() - hashed)
+            unknown |= dict.fromkeys(hashed, why) if (why := _hashed_otherwise(manifest, config.model.items)) else {}
             if manifest.meanings["codes"] != meanings(store, codes)["codes"]:
                 told.append("its codebooks are others: a code's row goes to the code of the same label")
             told += [f"table `{table}` begins anew: {why}" for table, why in unknown.items()]
             shards = [shard for shard in shards if shard.table not in unknown]
             check_tables(manifest, where, shards, may_grow=True)
             reader.fill(_same_rows(shards, manifest.tables), states=False)
+            if hashed - unknown.keys():
+                load_hash_state(model, reader.maps())
         if config.start_parts != "tables":
             fill_dense(dense_tensors(model), saved_model(reader), where)
     return "; ".join(told)
 
 
-def _unlike(theirs: dict[str, list[Any]], store: EventStore) -> dict[str, str]:
-    """Tables whose rows mean something else there, and why."""
-    tables = {"artists": (ARTIST_QUOTIENT, ARTIST_REMAINDER), "event_types": (EVENT_TYPE,)}
-    names = {"artists": store.artist_ids.to_pylist(), "event_types": list(store.event_types)}
+def _unlike(theirs: dict[str, list[Any]], store: EventStore, own: Collection[str]) -> dict[str, str]:
+    """Those of our `own` tables whose rows mean something else there, and why."""
+    tables = {"artists": (ARTIST_QUOTIENT, ARTIST_REMAINDER), "event_types": (EVENT_TYPE,), "items": (ITEM_TABLE,)}
+    names = {"artists": store.artist_ids, "event_types": pa.array(store.event_types)}
     found: dict[str, str] = {}
+    if ITEM_TABLE in own and "items" in theirs:
+        names["items"] = _item_ids(store)
+    elif ITEM_TABLE in own:
+        found[ITEM_TABLE] = "there is no table there whose rows are the catalogue's items"
     for what, named in names.items():
         if _named(named[: theirs[what][1]]) != theirs[what]:
             why = (
@@ -136,6 +162,17 @@ def _unlike(theirs: dict[str, list[Any]], store: EventStore) -> dict[str, str]:
             )
             found |= dict.fromkeys(tables[what], why)
     return found
+
+
+def _hashed_otherwise(theirs: Manifest, own: ItemTableConfig) -> str:
+    """Why rows of a hashed table cannot be taken; empty if they can, whatever the store: keys of items outlive it."""
+    items = theirs.model.get("items", {})
+    if items.get("kind") != "hashed":
+        return "items are not hashed there"
+    rows, buckets = items["hashing"]["rows"], items["hashing"]["buckets"]
+    if (rows, buckets) == (own.hashing.rows, own.hashing.buckets):
+        return ""
+    return f"it has {rows} rows in {buckets} buckets there, {own.hashing.rows} in {own.hashing.buckets} here"
 
 
 def _same_rows(shards: Sequence[TableShard], tables: dict[str, list[int]]) -> list[TableShard]:

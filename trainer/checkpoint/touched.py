@@ -6,15 +6,18 @@ a list of ids (TorchRec's delta tracker) grows with every batch. A row that was 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from sharding.hashed_items import hashed_tables
 from sharding.tables import TableShard
 
 BeforeUpdate = Callable[[int, Tensor], None]
@@ -36,11 +39,18 @@ class TouchedRows:
         self._shards_of: dict[str, list[int]] = {}
         for module in model.modules():
             if isinstance(module, ShardedEmbeddingBagCollection):
-                for config in module._embedding_bag_configs:
-                    of_table = [index for index, shard in enumerate(shards) if shard.table == config.name]
-                    for feature in config.feature_names:
-                        self._shards_of.setdefault(feature, []).extend(of_table)
-                module.register_post_lookup_tracker_fn(self._after_lookup)
+                self._watch(module, module._embedding_bag_configs)
+            elif isinstance(module, ShardedEmbeddingCollection):
+                self._watch(module, module._embedding_configs)
+        for hashed in hashed_tables(model).values():
+            hashed.before_reset = self._before_reset
+
+    def _watch(self, module: Any, configs: Sequence[BaseEmbeddingConfig]) -> None:
+        for config in configs:
+            of_table = [index for index, shard in enumerate(self.shards) if shard.table == config.name]
+            for feature in config.feature_names:
+                self._shards_of.setdefault(feature, []).extend(of_table)
+        module.register_post_lookup_tracker_fn(self._after_lookup)
 
     def _none(self) -> list[Tensor]:
         return [torch.zeros(shard.rows, dtype=torch.uint8, device=shard.weight_RD.device) for shard in self.shards]
@@ -52,6 +62,12 @@ class TouchedRows:
         for key in set(features.keys()):
             rows_n = features[key].values().long()  # some inputs come in 32 bits
             for index in self._shards_of[key]:
+                self.mark(index, rows_n)
+
+    def _before_reset(self, table: str, rows_n: Tensor) -> None:
+        """Rows of a hashed table that get another owner change without being looked up."""
+        for index, shard in enumerate(self.shards):
+            if shard.table == table:
                 self.mark(index, rows_n)
 
     def mark(self, index: int, rows_n: Tensor) -> None:

@@ -88,6 +88,7 @@ class Writing:
         snapshots: of this rank's pieces of the tables.
         dense: what all ranks have alike, copied; used on rank 0.
         random: this rank's random states.
+        maps: owners of this rank's rows of hashed tables, copied.
         rank, size: who writes, of how many.
         group: for agreeing at the end; used by nobody else meanwhile. None for a single process.
         then: called on rank 0 when the checkpoint is visible.
@@ -99,6 +100,7 @@ class Writing:
     snapshots: list[TableSnapshot]
     dense: Mapping[str, Tensor]
     random: Mapping[str, Tensor]
+    maps: Mapping[str, Tensor]
     rank: int
     size: int
     group: Any
@@ -140,7 +142,8 @@ class Writing:
         part.random = tables
         part.shards = [self._shard(snapshot, tables, states) for snapshot in self.snapshots]
         value_layouts = [layout for shard in part.shards for layout in self._value_layouts(shard)]
-        value_layouts += [layout_of(name, value) for name, value in self.random.items()]
+        beside = {**self.random, **self.maps}
+        value_layouts += [layout_of(name, value) for name, value in beside.items()]
         state_layouts = [
             Layout(
                 f"{shard.key}.{name}",
@@ -156,7 +159,7 @@ class Writing:
             state_file = TensorFileWriter(state_sink, state_layouts)
             for shard, of_shard in zip(part.shards, blocks, strict=True):
                 self._write_shard(shard, of_shard, value_file, state_file)
-            for name, value in self.random.items():
+            for name, value in beside.items():
                 value_file.write(name, bits_of(value))
             value_file.finish()
             state_file.finish()

@@ -89,7 +89,8 @@ class Folding:
         with Progress("fold", values, "values") as progress:
             for file in dict.fromkeys([*old.random, *(shard.tables for shard in old.shards)]):
                 rank = old.random.index(file) if self.training and file in old.random else None
-                written = self._write_file(file, self.reader.random(rank) if rank is not None else {}, progress)
+                beside = self.reader.random(rank) if rank is not None else {}
+                written = self._write_file(file, beside | self.reader.maps_in(file), progress)
                 shards += written
                 random += [self._name(file)] if rank is not None else []
         constants: dict[str, Any] = {"kind": BASE, "parent": "", "parent_state": ""}
@@ -128,18 +129,18 @@ class Folding:
     def _note(self, name: str, sink: Sink) -> None:
         self.files[name] = {"bytes": sink.size, "xxh3_128": sink.digest}
 
-    def _write_file(self, old_file: str, random: Mapping[str, Tensor], progress: Progress) -> list[Shard]:
-        """The pieces of one rank; returns them."""
+    def _write_file(self, old_file: str, beside: Mapping[str, Tensor], progress: Progress) -> list[Shard]:
+        """The pieces of one rank, and what lies beside them as it is; returns the pieces."""
         pieces = {
             piece: self._states_of(shard) if self.training and shard.states else {}
             for shard in self.reader.manifest.shards
             if shard.tables == old_file
             for piece in self._pieces(shard)
         }
-        if not pieces and not random:
+        if not pieces and not beside:
             return []
         value_layouts = [Layout(f"{piece.key}.values", "float32", (piece.rows, piece.columns)) for piece in pieces]
-        value_layouts += [layout_of(name, value) for name, value in random.items()]
+        value_layouts += [layout_of(name, value) for name, value in beside.items()]
         state_layouts = [
             Layout(f"{piece.key}.{name}", "float32", (piece.rows, piece.columns)[:dimensions])
             for piece, states in pieces.items()
@@ -154,7 +155,7 @@ class Folding:
             state_file = TensorFileWriter(sinks[states_name], state_layouts) if states_name else None
             for piece, states in pieces.items():
                 self._write_piece(piece, states, value_file, state_file, progress)
-            for name, value in random.items():
+            for name, value in beside.items():
                 value_file.write(name, bits_of(value))
             value_file.finish()
             if state_file:

@@ -21,7 +21,7 @@ from model.config import ModelConfig
 from semantic_ids import fit
 from serving.checkpoints.chain import Checkpoints
 from serving.checkpoints.manifest import BASE, read_manifest
-from serving.checkpoints.model import find_chain, load_model, run_storage
+from serving.checkpoints.model import dense_tensors, find_chain, load_model, run_storage
 from serving.checkpoints.restore import open_chain
 from sharding.apply import gather_table, sharded_tables
 from sharding.world import open_world
@@ -79,7 +79,7 @@ def parameters(folder: Path, which: str) -> dict[str, Tensor]:
         storage = run_storage(folder)
         model = load_model(storage, find_chain(storage, which), world)
         tables = {name: gather_table(table, world) for name, table in sharded_tables(model).items()}
-        dense = {name: value for name, value in model.state_dict().items() if not name.startswith("ebc.")}
+        dense = dense_tensors(model)
         return {name: value.clone() for name, value in (tables | dense).items() if value is not None}
 
 

@@ -1,0 +1,131 @@
+"""What a step asks of a rank: counts of look-ups, and the dense part's memory, against direct counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import InputError
+from model.config import AttentionConfig, BiasConfig, ModelConfig, Vocabulary
+from sharding.workload import (
+    DataSizes,
+    DenseModel,
+    _peak,
+    count_tower,
+    expected_distinct,
+    measure_dense,
+    vocabulary_of,
+    workload_of_sizes,
+)
+
+DENSE = DenseModel(parameters=10, optimizer=80, fixed=100.0, per_token=3.5, flops_per_token=7.0)
+
+
+def exact_distinct(items: int, draws: int) -> float:
+    shares = 1 / np.arange(1, items + 1)
+    shares /= shares.sum()
+    return float((1 - (1 - shares) ** draws).sum())
+
+
+@pytest.mark.parametrize("items", [1, 2, 3, 50, 199, 200, 201, 1000, 30_000])
+@pytest.mark.parametrize("draws", [1, 10, 4096])
+def test_expected_distinct_items_are_the_exact_sum(items: int, draws: int) -> None:
+    assert expected_distinct(items, draws) == pytest.approx(exact_distinct(items, draws), rel=2e-3)
+
+
+def test_expected_distinct_items_are_those_of_draws() -> None:
+    items, draws = 100_000, 8192
+    rng = np.random.default_rng(0)
+    shares = 1 / np.arange(1, items + 1)
+    found = [len(np.unique(rng.choice(items, draws, p=shares / shares.sum()))) for _ in range(20)]
+    assert expected_distinct(items, draws) == pytest.approx(np.mean(found), rel=0.01)
+    assert expected_distinct(10**9, draws) < draws
+
+
+def test_look_ups_of_a_step_by_hand() -> None:
+    sizes = DataSizes(
+        items=1000, artists=50, event_types=3, levels=2, codes=16, artists_per_item=1.5, distinct_share=0.25
+    )
+    cfg = ModelConfig(width=8, qr_remainders=10)
+    workload = workload_of_sizes(cfg, sizes, 400, DENSE)
+    counted = {use.name: (use.bags, use.ids, use.plain_bags, use.plain_ids) for use in workload.tables}
+    assert counted == {
+        "artist_quotient": (101, 150, 400, 600),
+        "artist_remainder": (101, 150, 400, 600),
+        "event_type": (4, 3, 400, 400),
+        "rq": (101, 200, 400, 800),
+    }
+    assert {use.name: use.rows for use in workload.tables} == {
+        "artist_quotient": 6,
+        "artist_remainder": 10,
+        "event_type": 3,
+        "rq": 32,
+    }
+    assert workload.rows == 301
+    assert dataclasses.astuple(workload.dense) == (10, 80, 100 + 1400, 2800.0)
+    plain = workload_of_sizes(cfg, sizes, 400, DENSE, distinct=False)
+    assert plain.rows == 400
+    assert [(use.bags, use.ids) for use in plain.tables] == [(400, 600), (400, 600), (400, 400), (400, 800)]
+
+
+def test_no_more_items_than_tokens_or_than_there_are() -> None:
+    for tokens, items, asked in ((100, 7, 7), (5, 10**6, 5)):
+        sizes = DataSizes(items=items, distinct_share=1.0)
+        use = workload_of_sizes(ModelConfig(), sizes, tokens, DENSE).table("rq")
+        assert use.bags == asked + 1
+    with pytest.raises(InputError, match=r"`distinct_share` is 1\.5, must be at most 1"):
+        DataSizes(distinct_share=1.5)
+
+
+NO_BIASES = BiasConfig(alibi=False, time=False, duration=False, organic=False)
+TRANSFORMER: dict[str, Any] = {"biases": NO_BIASES, "attention": AttentionConfig(kind="softmax", scale="sqrt")}
+MODELS: dict[str, dict[str, Any]] = {
+    "hstu": {},
+    "hstu, recompute": {"recompute": True},
+    "sasrec": {"architecture": "sasrec", **TRANSFORMER},
+    "transformer++": {"architecture": "transformer++", **TRANSFORMER},
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_of_a_deeper_model_and_a_longer_step_is_that_of_running_it(name: str, precision: str) -> None:
+    cfg = ModelConfig(width=64, blocks=3, max_history=128, precision=precision, **MODELS[name])
+    vocabulary = Vocabulary(levels=4, codes=64, artists=0, event_types=1)
+    measured = _peak(cfg, vocabulary, 3, 1024)
+    assert measure_dense(cfg, vocabulary).at(1024).activations == pytest.approx(measured, rel=0.05)
+
+
+def test_recomputed_activations_and_shorter_products_take_less() -> None:
+    vocabulary = Vocabulary(levels=4, codes=64, artists=0, event_types=1)
+
+    def per_token(**options: Any) -> float:
+        return measure_dense(ModelConfig(blocks=4, **options), vocabulary).per_token
+
+    assert per_token(recompute=True) < 0.8 * per_token()
+    assert per_token(precision="bf16") < per_token()
+
+
+def test_numbers_and_operations_of_the_dense_part() -> None:
+    cfg = ModelConfig(width=16, blocks=5, heads=2, head_dim_qk=8, head_dim_v=4, max_history=99)
+    vocabulary = Vocabulary(levels=2, codes=32, artists=0, event_types=1)
+    sizes = count_tower(cfg, vocabulary, 5)
+    found = measure_dense(cfg, vocabulary, mean_history=9.0)
+    assert found.parameters == sizes.parameters
+    assert found.optimizer == 8 * sizes.parameters
+    assert measure_dense(cfg, vocabulary, optimizer="muon").optimizer == 8 * sizes.parameters - 4 * sizes.in_matrices
+    # Q, K, V and U from 16 columns, the output from 2 · 4; forward and twice as much backward, a product is two.
+    assert sizes.in_matrices == 5 * (16 * 2 * (8 + 8 + 4 + 4) + 2 * 4 * 16)
+    products = 6 * (sizes.in_matrices + 2 * 32 * 16)
+    attention = 3 * 2 * 2 * (8 + 4) * 5 * (9 + 1) / 2  # a token sees 5 of 9, itself included
+    assert found.flops_per_token == pytest.approx(products + attention)
+
+
+def test_heads_beyond_measure() -> None:
+    with pytest.raises(InputError, match=r"make output heads of .* give fewer codes"):
+        measure_dense(ModelConfig(), vocabulary_of(DataSizes(codes=10**9)))
+    assert math.isfinite(measure_dense(ModelConfig(), vocabulary_of(DataSizes(levels=1, codes=1))).per_token)
