@@ -50,7 +50,7 @@ def _work(quick: bool, scratch: Path, findings: Findings) -> None:
     report_price(on_ranks(RANKS, REUSING, price, size)[0], size, findings)
     report_precisions(on_ranks(RANKS, REUSING, precisions, Size(size.rows // 10, size.bags, size.repeats)), findings)
     report_items(on_ranks(RANKS, REUSING, items, size), size, findings)
-    report_alike(scratch, (1, 2) if quick else (1, 2, 4), findings)
+    report_alike(trained_alike(scratch, (1, 2) if quick else (1, 2, 4)), findings)
 
 
 # ── predicted and measured ───────────────────────────────────────────────────────────────────────────────
@@ -267,17 +267,21 @@ def report_items(by_rank: list[dict[str, Any]], size: Size, findings: Findings) 
     )
 
 
-def report_alike(scratch: Path, ranks: tuple[int, ...], findings: Findings) -> None:
-    """The table that the same global batches end with."""
+def trained_alike(folder: Path, ranks: Sequence[int]) -> dict[int, np.ndarray]:
+    """The table that the same global batches end with, by number of ranks."""
     for size in ranks:
-        on_ranks(size, {}, train_alike, str(scratch), ALIKE_ROWS, ALIKE_BAGS)
-    tables = {size: np.load(scratch / f"{size}.npy") for size in ranks}
-    differences = {size: float(np.abs(tables[size] - tables[1]).max()) for size in ranks}
+        on_ranks(size, {}, train_alike, str(folder), ALIKE_ROWS, ALIKE_BAGS)
+    return {size: np.load(folder / f"{size}.npy") for size in ranks}
+
+
+def report_alike(tables: dict[int, np.ndarray], findings: Findings) -> None:
+    """How far they are from one another."""
+    differences = {size: float(np.abs(tables[size] - tables[1]).max()) for size in tables}
     findings.add(
         "The same tables",
         table(["ranks", "largest difference to one rank"], [[size, f"{one:.1e}"] for size, one in differences.items()])
-        + f"\n\nAfter {GLOBAL_BATCHES} steps with the same global batches, {ALIKE_ROWS:,} × {WIDTH} row-wise; numbers "
-        f"reach {np.abs(tables[1]).max():.2f}. Sums of float32 in another order is all that differs.",
+        + f"\n\nAfter {GLOBAL_BATCHES} steps with the same global batches, {len(tables[1]):,} × {WIDTH} row-wise; "
+        f"numbers reach {np.abs(tables[1]).max():.2f}. Sums of float32 in another order is all that differs.",
         max_table_difference=max(differences.values()),
     )
 

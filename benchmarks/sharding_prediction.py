@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
@@ -33,7 +32,7 @@ from sharding.policy import ShardingConfig, TablePolicies, TablePolicy
 from sharding.tables import table_shards
 from sharding.topology import Cluster
 from sharding.traffic import STAGES, exchanges
-from sharding.workload import DenseModel, Workload, measure_dense, workload_of_batch
+from sharding.workload import DenseModel, Workload, measure_dense, on_meta, workload_of_batch
 from sharding.world import World
 from trainer.config import OptimizerConfig
 from trainer.optimizers import Optimizers
@@ -110,23 +109,19 @@ def _run(world: World, store: EventStore, job: Job, dense: DenseModel) -> dict[s
     torch.manual_seed(world.rank)
     vocabulary, batches = vocabulary_of(job, store), _batches(world, store, job)
     workload = workload_of_batch(job.model, vocabulary, batches[0], dense)
-    cluster, placements = cluster_at_hand(world), list[Placement]()
-
-    def place(model: nn.Module) -> Placement:
-        placements.append(place_tables(model, cluster, job.sharding, workload, reserved=0))
-        return placements[0]
-
+    cluster = cluster_at_hand(world)
+    placement = place_tables(on_meta(job.model, vocabulary), cluster, job.sharding, workload, reserved=0)
     peak = PeakMemory()
-    model = build_sharded(job.model, vocabulary, world, seed=0, learning_rate=0.02, place=place)
+    model = build_sharded(job.model, vocabulary, world, seed=0, learning_rate=0.02, placement=placement)
     optimizers = Optimizers(model, OptimizerConfig(), 1000)
     sent = _train(model, optimizers, batches)
     grown = peak.growth()
-    memory = memory_of_ranks(placements[0], cluster, workload, reserved=0)[world.rank]
+    memory = memory_of_ranks(placement, cluster, workload, reserved=0)[world.rank]
     return {
         "job": job.name,
-        "predicted_bytes": _predicted_bytes(placements[0], workload, world.rank),
+        "predicted_bytes": _predicted_bytes(placement, workload, world.rank),
         "bytes": _bytes(model),
-        "predicted_sent": _predicted_sent(placements[0], cluster, workload),
+        "predicted_sent": _predicted_sent(placement, cluster, workload),
         "sent": sent,
         "kinds": memory.ddr,
         "predicted_peak": memory.used("ddr"),

@@ -11,13 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-from torch import nn
-
 from common.errors import InputError
 from model.config import ModelConfig
-from model.embeddings import build_embeddings, build_item_table
-from model.recommender import Recommender
 from sharding.config import PlanConfig
 from sharding.from_store import sizes_of_store
 from sharding.memory import MEMORIES, memory_of_ranks, reserved_bytes, shortages
@@ -30,6 +25,7 @@ from sharding.workload import (
     DenseModel,
     Workload,
     measure_dense,
+    on_meta,
     vocabulary_of,
     workload_of_sizes,
 )
@@ -83,7 +79,7 @@ class Problem:
     def survey(self) -> Survey:
         """The plan, and what follows from it."""
         return survey(
-            build_on_meta(self.model, self.sizes),
+            on_meta(self.model, vocabulary_of(self.sizes)),
             self.cluster,
             self.sharding,
             self.workload(),
@@ -93,7 +89,7 @@ class Problem:
     def fits(self) -> bool:
         """Whether every rank has room. Less work than a survey: neither traffic nor times are asked for."""
         workload, reserved = self.workload(), reserved_bytes(self.sharding, self.cluster.device)
-        model = build_on_meta(self.model, self.sizes)
+        model = on_meta(self.model, vocabulary_of(self.sizes))
         placement = place_tables(model, self.cluster, self.sharding, workload, reserved=reserved)
         return not shortages(memory_of_ranks(placement, self.cluster, workload, reserved=reserved))
 
@@ -101,19 +97,6 @@ class Problem:
         """The same with another model, whose dense part is measured anew."""
         dense = measure_dense(model, vocabulary_of(self.sizes), self.sizes.mean_history, self.optimizer)
         return dataclasses.replace(self, model=model, dense=dense)
-
-
-def build_on_meta(model: ModelConfig, sizes: DataSizes) -> nn.Module:
-    """The whole model without a number in it."""
-    vocabulary = vocabulary_of(sizes)
-    meta = torch.device("meta")
-    with meta:
-        return Recommender(
-            model,
-            build_embeddings(model, vocabulary, 0, meta),
-            vocabulary,
-            build_item_table(model, vocabulary, meta),
-        )
 
 
 def reach_goal(problem: Problem, goal: str) -> Survey:

@@ -1,6 +1,6 @@
 """A table whose rows change owners, over the ranks: TorchRec's managed collision collection, mended where it breaks.
 
-What is mended: FBGEMM's kernel for rows that begin anew exists for CUDA alone, so they are written through the table's
+What is mended: FBGEMM has no CPU kernel for rows that begin anew, so they are written through the table's
 memory; they begin as the row that the newcomer was read from until then, not as random numbers of each rank's own
 generator; the hook after a lookup is called, as for any other table; and the result is that of an EmbeddingCollection.
 """

@@ -19,6 +19,7 @@ from sharding.workload import TableUse, Workload
 KINDS = {
     "tables": "tables",
     "sparse_optimizer": "their optimizer",
+    "map": "map of ids to rows",
     "cache": "caches of tables below",
     "dense_parameters": "dense parameters",
     "dense_gradients": "dense gradients",
@@ -74,7 +75,7 @@ class Shortage:
 def memory_of_ranks(placement: Placement, cluster: Cluster, workload: Workload, *, reserved: int) -> list[RankMemory]:
     """What each rank holds under a plan."""
     main = "hbm" if cluster.device == "cuda" else "ddr"
-    tables = _tables_by_rank(placement, cluster.device)
+    tables = _tables_by_rank(placement, workload, cluster.device)
     buffers = exchange_buffers(placement, workload)
     dense = workload.dense
     found = []
@@ -193,7 +194,7 @@ def _activations(workload: Workload) -> int:
     return workload.dense.activations + given
 
 
-def _tables_by_rank(placement: Placement, device: str) -> list[dict[tuple[str, str], int]]:
+def _tables_by_rank(placement: Placement, workload: Workload, device: str) -> list[dict[tuple[str, str], int]]:
     held: list[dict[tuple[str, str], int]] = [{} for _ in range(placement.num_ranks)]
 
     def add(rank: int, memory: str, kind: str, amount: int) -> None:
@@ -202,11 +203,13 @@ def _tables_by_rank(placement: Placement, device: str) -> list[dict[tuple[str, s
     for table in placement.tables:
         main = "hbm" if device == "cuda" else "ddr"
         below = {"fused": main, "uvm": "ddr", "uvm-caching": "ddr", "ssd": "ssd"}[table.kernel]
-        optimizer = optimizer_bytes(table)
+        optimizer, map_row = optimizer_bytes(table), workload.table(table.name).map_row
         for rank, amount in table_bytes(table).items():
             add(rank, below, "tables", amount)
             add(rank, below, "sparse_optimizer", optimizer[rank])
+            rows = optimizer[rank] // 4
+            if map_row:
+                add(rank, main, "map", map_row * rows)
             if table.kernel in CACHED:
-                rows = optimizer[rank] // 4
                 add(rank, main, "cache", round(table.cache_load_factor * amount) + _CACHE_ROW * rows)
     return held

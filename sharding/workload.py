@@ -23,9 +23,9 @@ from common.errors import InputError
 from data.batches import Batch
 from model.biases import Tokens, describe_tokens
 from model.config import ModelConfig, Vocabulary
-from model.embeddings import ITEM_TABLE, table_rows
+from model.embeddings import ITEM_TABLE, build_embeddings, build_item_table, table_rows
 from model.losses import cascaded_cross_entropy
-from model.recommender import Tower
+from model.recommender import Recommender, Tower
 from sharding.memory_watch import MemoryWatch
 
 _MAX_HEADS = 2**28
@@ -53,6 +53,10 @@ class DataSizes:
             raise InputError(f"`distinct_share` is {self.distinct_share}, must be at most 1: tokens have no more items")
 
 
+MAP_ROW = 28
+"""Bytes a row of a hashed table that say who owns it and who asked since the last round (`sharding.id_map`)."""
+
+
 @dataclass(frozen=True)
 class TableUse:
     """What a rank looks up of one table in one step.
@@ -65,6 +69,7 @@ class TableUse:
         ids: rows asked for.
         tokens: tokens they are for.
         plain_bags, plain_ids: the same, were each token to ask for itself.
+        map_row: bytes beside each row that say which id owns it, 0 where rows have no owners.
     """
 
     name: str
@@ -76,6 +81,7 @@ class TableUse:
     tokens: int
     plain_bags: int
     plain_ids: int
+    map_row: int = 0
 
     @property
     def bytes(self) -> int:
@@ -193,11 +199,29 @@ def _workload(
     for name, size in table_rows(cfg, vocabulary).items():
         bags, ids, plain_ids = counts[name]
         pooled = name != ITEM_TABLE
+        hashed = name == ITEM_TABLE and cfg.items.kind == "hashed"
         use = TableUse(
-            name, size, cfg.width, pooled, bags, ids, tokens, plain_bags=tokens if pooled else 1, plain_ids=plain_ids
+            name,
+            size,
+            cfg.width,
+            pooled,
+            bags,
+            ids,
+            tokens,
+            plain_bags=tokens if pooled else 1,
+            plain_ids=plain_ids,
+            map_row=MAP_ROW if hashed else 0,
         )
         uses.append(use if distinct else use.plain())
     return Workload(tokens, rows if distinct else tokens, tuple(uses), dense, cfg.precision)
+
+
+def on_meta(cfg: ModelConfig, vocabulary: Vocabulary) -> Recommender:
+    """The whole model without a number in it: what a plan is made for."""
+    meta = torch.device("meta")
+    with meta:
+        items = build_item_table(cfg, vocabulary, meta)
+        return Recommender(cfg, build_embeddings(cfg, vocabulary, 0, meta), vocabulary, items)
 
 
 # ── the dense part ───────────────────────────────────────────────────────────────────────────────────────

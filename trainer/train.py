@@ -6,7 +6,6 @@ Without torchrun it is one process. Tables lie row-wise over the ranks, everythi
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import nn
 
-from common.config import load_resolved, run_entry, to_plain, to_yaml
-from common.errors import InputError
-from common.files import fingerprint_of, write_text_atomically
+from common.config import run_entry, to_plain
+from common.files import fingerprint_of
 from common.noise import quiet_known_warnings
-from common.storage import Storage, open_storage
+from common.storage import open_storage
 from data.batches import ItemFeatures
 from data.event_store import EventStore
 from data.loader import Loader, item_features
@@ -30,52 +26,25 @@ from data.sequences import make_plan, request_windows
 from data.split import Split
 from data.stochastic_length import attention_sparsity, sparsity
 from evaluation.evaluator import evaluate_windows
-from evaluation.outputs import all_outputs
 from model.config import Vocabulary
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.trie import CodeTrie
-from serving.checkpoints.chain import Checkpoints, Link, agreed
 from serving.checkpoints.manifest import Manifest, blank_manifest
 from serving.checkpoints.model import build_sharded
 from serving.engine import ranked_catalogue
 from serving.exact import ExactEngine
 from sharding.apply import sharded_tables
 from sharding.job import describe_plan, plan_job
-from sharding.placement import Placement
-from sharding.plan_files import PLAN, PLAN_PAGE, write_plan
-from sharding.survey import Survey
-from sharding.workload import DataSizes, Workload, measure_dense, workload_of_batch, workload_of_sizes
+from sharding.plan_files import write_plan
+from sharding.workload import DataSizes, Workload, measure_dense, on_meta, workload_of_batch, workload_of_sizes
 from sharding.world import World, open_world
 from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.resume import meanings, resume, training_state, warm_start
 from trainer.config import TrainConfig
 from trainer.loop import Progress, Trainer
 from trainer.optimizers import Optimizers
+from trainer.run_folder import course, prepare_run_folder
 from trainer.telemetry import Telemetry
-
-_RUN_FILES = (
-    "config.yaml",
-    "metrics.jsonl",
-    *all_outputs(),
-    PLAN,
-    PLAN_PAGE,
-    "checkpoints",
-    "tensorboard",
-)
-"""All that a run folder may hold: what starting anew removes, and nothing else."""
-
-_MAY_CHANGE_ON_RESUME = {
-    "run",
-    "resume",
-    "overwrite",
-    "max_steps",
-    "log_every",
-    "patience",
-    "validate_every",
-    "batch.workers",
-    *(f"checkpoint.{leaf.name}" for leaf in dataclasses.fields(CheckpointConfig)),
-}
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -86,18 +55,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
         codes = CodeTable.open(Path(config.codes), store)
         split = store.split()
         loader = training_loader(config, store, codes, split, world)
-        run = Path(config.run)
-        storage = open_storage(config.checkpoint.path or run / "checkpoints")
-        chain = prepare_run_folder(config, storage, world)
-
         vocabulary = Vocabulary(
             codes.num_levels, codes.codes_per_level, store.num_artists, len(store.event_types), store.num_items
         )
-        surveys: list[Survey] = []
-
-        def place(model: nn.Module) -> Placement:
-            surveys.append(plan_job(model, world, config.sharding, lambda: one_step(config, vocabulary, loader)))
-            return surveys[0].placement
+        tables = on_meta(config.model, vocabulary)
+        survey = plan_job(tables, world, config.sharding, lambda: one_step(config, vocabulary, loader))
+        run = Path(config.run)
+        storage = open_storage(config.checkpoint.path or run / "checkpoints")
+        chain = prepare_run_folder(config, storage, world)
 
         model = build_sharded(
             config.model,
@@ -107,7 +72,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             learning_rate=config.optimizer.sparse_learning_rate,
             epsilon=config.optimizer.sparse_epsilon,
             codebooks_CVd=torch.from_numpy(codes.codebooks_CVd) if config.code_init == "codebooks" else None,
-            place=place,
+            placement=survey.placement,
         )
         expected_steps = loader.expected_steps(config.epochs)
         optimizers = Optimizers(model, config.optimizer, expected_steps)
@@ -119,9 +84,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             started_from = "\n" + warm_start(config, model, store, codes)
 
         telemetry = Telemetry(run, world, resume_step=progress.step if chain else None)
-        telemetry.say(f"{describe_run(model, store, loader, world)}\n{describe_plan(surveys[0])}{started_from}")
+        telemetry.say(f"{describe_run(model, store, loader, world)}\n{describe_plan(survey)}{started_from}")
         if world.is_main:
-            write_plan(run, surveys[0])
+            write_plan(run, survey)
         checkpointer = Checkpointer(
             config.checkpoint,
             storage,
@@ -246,89 +211,11 @@ def describe_checkpoints(
         codes=config.codes,
         store_fingerprint=store.fingerprint,
         codes_fingerprint=codes.fingerprint,
-        config_fingerprint=fingerprint_of(_course(config)),
+        config_fingerprint=fingerprint_of(course(config)),
         model=to_plain(config.model),
         vocabulary=dataclasses.asdict(vocabulary),
         meanings=meanings(store, codes, items=config.model.items.kind == "vocabulary"),
     )
-
-
-def prepare_run_folder(config: TrainConfig, storage: Storage, world: World) -> list[Link]:
-    """Write `config.yaml` into the run folder; returns the chain to resume from, if any.
-
-    Raises:
-        InputError: the folder holds a run and neither `resume` nor `overwrite` was asked for, or the run to be
-            resumed was configured differently, or the folder holds what is not a run's.
-    """
-    run = Path(config.run)
-    names = agreed(Checkpoints(storage).names())
-    if config.resume == "true" or (config.resume == "auto" and names):
-        chain, passed = Checkpoints(storage).newest_whole_chain()
-        _check_same_course(config, run)
-        for fault in passed if world.is_main else []:
-            print(f"warning: {fault}; going on from {chain[-1].name}", file=sys.stderr)
-        return chain
-    if names and not config.overwrite:
-        raise InputError(
-            f"{storage.url}: already holds {len(names)} checkpoints; go on with resume=true, start anew with "
-            f"overwrite=true, or choose another run=…"
-        )
-    if run.exists() and not run.is_dir():
-        raise InputError(f"{run}: is a file, expected the folder of a run; choose another run=…")
-    foreign = sorted(path.name for path in run.iterdir() if not _is_of_a_run(path.name)) if run.exists() else []
-    if foreign:
-        raise InputError(f"{run}: holds {foreign[0]}, which is not a run's; choose another run=…, or move it away")
-    dist.barrier()  # until every rank has looked, the folder must stay as it was
-    if world.is_main:
-        for folder in storage.folders():
-            if folder.startswith("step-"):
-                storage.remove_folder(folder)
-        for path in list(run.iterdir()) if run.exists() else []:
-            if _is_of_a_run(path.name):
-                _remove(path)
-        write_text_atomically(run / "config.yaml", to_yaml(config))
-    return []
-
-
-def _is_of_a_run(name: str) -> bool:
-    """Whether a run writes a file of that name, or a kill may have left it half-written."""
-    return name in _RUN_FILES or any(name.startswith(f".{own}.writing-") for own in _RUN_FILES)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _check_same_course(config: TrainConfig, run: Path) -> None:
-    before, now = _course(load_resolved(TrainConfig, run / "config.yaml")), _course(config)
-    faults = [
-        f"{run / 'config.yaml'}: the run was started with {key}={before[key]}, now it is {now[key]}; "
-        f"resume with the same value, or start another run"
-        for key in before
-        if before[key] != now[key]
-    ]
-    if faults:
-        raise InputError(*faults)
-
-
-def _course(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide the course of training, flat."""
-
-    def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in tree.items():
-            flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        return flat
-
-    flat = flatten(to_plain(config))
-    return {
-        key: value
-        for key, value in flat.items()
-        if key not in _MAY_CHANGE_ON_RESUME and not (key.startswith("sharding.") and key != "sharding.communication")
-    }
 
 
 def describe_run(model: Any, store: EventStore, loader: Loader, world: World) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 
 from common.config import from_plain
@@ -115,12 +114,12 @@ def build_sharded(
     learning_rate: float = 0.0,
     epsilon: float = 1e-8,
     codebooks_CVd: Tensor | None = None,
-    place: Callable[[nn.Module], Placement] | None = None,
+    placement: Placement | None = None,
 ) -> DistributedModelParallel:
     """A recommender with its tables over the ranks, freshly initialised: the same numbers on any ranks under any plan.
 
     With `codebooks_CVd` the code table and the heads start from the quantiser's codebooks instead of noise. Without
-    `place`, which says where the tables of a model lie, they lie row-wise over all ranks.
+    `placement` the tables lie row-wise over all ranks.
     """
     torch.manual_seed(seed)
     tables = build_embeddings(config, vocabulary, seed, torch.device("meta"))
@@ -139,7 +138,7 @@ def build_sharded(
 
     return shard_model(
         model,
-        place(model) if place else row_wise(model, world),
+        placement or row_wise(model, world),
         world,
         learning_rate=learning_rate,
         epsilon=epsilon,

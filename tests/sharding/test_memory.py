@@ -27,12 +27,12 @@ def halves(kernel: str = "fused", cache: float = 0.0) -> Placement:
     )
 
 
-def buffers(rank: int) -> int:
+def buffers(rank: int, device: str = "cuda") -> int:
     """Of what is on its way. Two ranks' 3 sums and ids; the owner's share of two ranks' 6 rows; both as received.
 
-    Then the pairs' sums and the tokens' copies of them.
+    Then the pairs' sums and the tokens' copies of them. Gloo reduces a copy of the sums that were made.
     """
-    sums = 2 * 3 * 16 + 2 * 8 * (3 + 7) + 3 * 16
+    sums = (2 if device == "cpu" else 1) * 2 * 3 * 16 + 2 * 8 * (3 + 7) + 3 * 16
     share = 2 * (3, 2)[rank] / 5
     rows = round(share * 6 * 16 + share * 8 * (1 + 6)) + 6 * 16
     return sums + rows + 16 * (5 + 8)
@@ -46,17 +46,17 @@ def test_bytes_of_two_tables_on_two_ranks() -> None:
         assert getattr(first, main) == DENSE | {
             "tables": 16 * (5 + 3),
             "sparse_optimizer": 4 * (5 + 3),
-            "working": buffers(0),
+            "working": buffers(0, device),
         }
         assert getattr(second, main) == DENSE | {
             "tables": 16 * (5 + 2),
             "sparse_optimizer": 4 * (5 + 2),
-            "working": buffers(1),
+            "working": buffers(1, device),
         }
         assert {kind for rank in (first, second) for kind in getattr(rank, main)} <= KINDS.keys()
         assert first.ssd == {}
         assert getattr(first, {"hbm": "ddr", "ddr": "hbm"}[main]) == {}
-        assert first.used(main) == 2600 + 128 + 32 + buffers(0)
+        assert first.used(main) == 2600 + 128 + 32 + buffers(0, device)
         assert first.headroom(main) == getattr(cluster.nodes[0], main) - first.used(main)
 
 
@@ -69,6 +69,15 @@ def test_buffers_of_what_travels_packed() -> None:
         assert [more - less for more, less in zip(packed, plain, strict=True)] == [
             pytest.approx(2 * 3 * 4 * width + share, abs=1) for share in rows
         ]
+
+
+def test_sums_of_whole_tables_and_of_columns_are_copied_before_they_travel() -> None:
+    workload, spread, received = workload_of(SUMS), 16 * (5 + 8), 3 * 16
+    ids = 2 * 8 * (3 + 7)
+    whole = placement_of(CLUSTER, plan_of(SUMS, "table-wise", (1, 0, 10, 0, 4)))
+    assert exchange_buffers(whole, workload) == [received + spread, 2 * (2 * 3 * 16) + ids + received + spread]
+    cut = placement_of(CLUSTER, plan_of(SUMS, "column-wise", (0, 0, 10, 0, 2), (1, 0, 10, 2, 2)))
+    assert exchange_buffers(cut, workload) == [2 * (2 * 3 * 8) + ids + received + spread] * 2
 
 
 def test_activations_and_buffers_are_never_at_their_largest_together() -> None:

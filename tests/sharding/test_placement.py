@@ -136,6 +136,7 @@ DAMAGED: list[tuple[Change, str]] = [
     ),
     (set_in(2, "sharding", "column-wise"), "`artist_remainder`: its pieces are not those .* cut column-wise"),
     (set_in(3, "sharding", "table-row-wise"), "`rq`: its pieces are not those .* cut table-row-wise"),
+    (set_in(2, "pieces", [[2, 4, 5, 0, 8], [3, 0, 4, 0, 8]]), "`artist_remainder`: .* that is cut table-row-wise"),
     (set_piece(2, 1, 0, 1), "`artist_remainder`: its pieces are not those .* cut table-row-wise"),
 ]
 

@@ -114,6 +114,14 @@ def test_auto_takes_host_memory_only_where_a_gpus_is_too_small() -> None:
     (table,) = placed(cluster_of(2, hbm=GIB + 2**27), auto, use).tables
     assert table.kernel in ("uvm-caching", "uvm")
     assert table.cache_load_factor == (0.2 if table.kernel == "uvm-caching" else 0.0)
+    # What is kept free for others is no room for tables.
+    roomy = cluster_of(2, hbm=8 * GIB)
+    kernels = [
+        place_tables(Tables(use), roomy, auto, workload_of(use), reserved=kept * GIB).tables[0].kernel
+        for kept in (1, 7)
+    ]
+    assert kernels[0] == "fused"
+    assert kernels[1] in ("uvm-caching", "uvm")
 
 
 def test_a_policy_that_the_cluster_or_the_model_has_not() -> None:
