@@ -18,16 +18,18 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.harness import Findings, measure, table
 from benchmarks.sharding_prediction import jobs, run_jobs, towers
-from benchmarks.sharding_price import GLOBAL_BATCHES, RANKS, items, precisions, price, train_alike
+from benchmarks.sharding_price import GLOBAL_BATCHES, RANKS, all_of_it, train_alike
 from benchmarks.sharding_ranks import LIVE_ONLY, REUSING, on_ranks
 from benchmarks.sharding_tables import BAG, WIDTH, Size
 from common.noise import quiet_known_warnings
 from data.event_store import EventStore
+from sharding.world import open_world
 
 USERS, ITEMS = 600, 60_000
 SIZE = Size(rows=10_000_000, bags=8192, repeats=9)
 QUICK_SIZE = Size(rows=500_000, bags=2048, repeats=3)
-ALIKE_ROWS, ALIKE_BAGS = 20_000, 256
+ALIKE = (20_000, 256)
+"""Rows, and bags of a quarter of a global batch."""
 QUICK_JOBS = ("as configured", "cut by columns", "large tables")
 FOUR_RANKS_JOBS = (*QUICK_JOBS, "a bag a token")
 
@@ -47,10 +49,15 @@ def _work(quick: bool, scratch: Path, findings: Findings) -> None:
         findings,
     )
     size = QUICK_SIZE if quick else SIZE
-    report_price(on_ranks(RANKS, REUSING, price, size)[0], size, findings)
-    report_precisions(on_ranks(RANKS, REUSING, precisions, Size(size.rows // 10, size.bags, size.repeats)), findings)
-    report_items(on_ranks(RANKS, REUSING, items, size), size, findings)
-    report_alike(trained_alike(scratch, (1, 2) if quick else (1, 2, 4)), findings)
+    by_rank = on_ranks(RANKS, REUSING, all_of_it, size, str(scratch), ALIKE)
+    report_price(by_rank[0]["price"], size, findings)
+    report_precisions([own["precisions"] for own in by_rank], findings)
+    report_items([own["items"] for own in by_rank], size, findings)
+    with open_world() as world:
+        train_alike(world, str(scratch), *ALIKE)
+    if not quick:
+        on_ranks(4, {}, train_alike, str(scratch), *ALIKE)
+    report_alike(scratch, findings)
 
 
 # ── predicted and measured ───────────────────────────────────────────────────────────────────────────────
@@ -267,15 +274,9 @@ def report_items(by_rank: list[dict[str, Any]], size: Size, findings: Findings) 
     )
 
 
-def trained_alike(folder: Path, ranks: Sequence[int]) -> dict[int, np.ndarray]:
-    """The table that the same global batches end with, by number of ranks."""
-    for size in ranks:
-        on_ranks(size, {}, train_alike, str(folder), ALIKE_ROWS, ALIKE_BAGS)
-    return {size: np.load(folder / f"{size}.npy") for size in ranks}
-
-
-def report_alike(tables: dict[int, np.ndarray], findings: Findings) -> None:
-    """How far they are from one another."""
+def report_alike(folder: Path, findings: Findings) -> None:
+    """The tables that the same global batches end with on all numbers of ranks there are."""
+    tables = {int(path.stem): np.load(path) for path in sorted(folder.glob("*.npy"))}
     differences = {size: float(np.abs(tables[size] - tables[1]).max()) for size in tables}
     findings.add(
         "The same tables",

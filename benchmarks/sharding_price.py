@@ -6,7 +6,6 @@ each sum, and the update of the rows in the backward.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +49,16 @@ RANKS = 2
 BUCKETS = 1680
 PRECISIONS = ("float32", "float16", "bfloat16")
 GLOBAL_BATCHES = 50
+
+
+def all_of_it(world: World, size: Size, folder: str, alike: tuple[int, int]) -> dict[str, Any]:
+    """Every part below on the ranks of one start, which takes longer than some of them."""
+    train_alike(world, folder, *alike)
+    return {
+        "price": price(world, size),
+        "precisions": precisions(world, Size(max(size.rows // 10, BUCKETS), size.bags, size.repeats)),
+        "items": items(world, size),
+    }
 
 
 # ── two ranks beside one process ─────────────────────────────────────────────────────────────────────────
@@ -207,22 +216,19 @@ def items(world: World, size: Size) -> dict[str, Any]:
     rows = size.rows // BUCKETS * BUCKETS
     steps = max(size.repeats, 4)
     rules = HashingConfig(rows=rows, buckets=BUCKETS, interval=steps // 2)
-    found: dict[str, Any] = {}
-    for name, hashing in (("vocabulary", None), ("hashed", rules)):
-        random = np.random.default_rng(world.rank)
-        model = shard(world, rows, pooled=False, hashing=hashing)
-        model.train()
-        seconds, asked = [], 0
-        for step in range(steps + 1):
-            ids = np.unique(zipf(random, rows, size.bags * BAG))
-            gradient_dD = torch.full((len(ids), WIDTH), 1e-4)
-            batch = one_bag(ids)
-            took = _together(lambda b=batch, g=gradient_dD, m=model: look_up(m, b).backward(g))  # type: ignore[misc]
+    random = np.random.default_rng(world.rank)
+    kinds: dict[str, HashingConfig | None] = {"vocabulary": None, "hashed": rules}
+    models = {name: shard(world, rows, pooled=False, hashing=kind) for name, kind in kinds.items()}
+    found: dict[str, Any] = {name: {"ids": 0, "seconds": []} for name in models}
+    for step in range(steps + 1):
+        ids = np.unique(zipf(random, rows, size.bags * BAG))
+        gradient_dD = torch.full((len(ids), WIDTH), 1e-4)
+        batch = one_bag(ids)
+        for name, model in models.items():  # by turns, as above
+            took = _together(lambda m=model, b=batch, g=gradient_dD: look_up(m, b).backward(g))  # type: ignore[misc]
             if step:
-                seconds.append(took)
-                asked += len(ids)
-        found[name] = {"ids": asked, "seconds": seconds, "median": statistics.median(seconds)}
-        del model
+                found[name]["seconds"].append(took)
+                found[name]["ids"] += len(ids)
     return found
 
 

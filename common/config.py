@@ -412,7 +412,8 @@ def _rule_faults(key: str, value: Any, choices: Sequence[str], minimum: float | 
         if element is None:
             continue
         if choices and element not in choices:
-            yield f"`{key}` is {element!r}, expected one of {', '.join(choices)}{_nearest(str(element), choices)}"
+            known = ", ".join(choice or "''" for choice in choices)
+            yield f"`{key}` is {element!r}, expected one of {known}{_nearest(str(element), choices)}"
         if minimum is not None and element < minimum:
             yield f"`{key}` is {element}, must be at least {minimum}"
 

@@ -14,8 +14,20 @@ from sharding.traffic import PARTS, STAGES, duration
 _WIDTH = 1000
 _NARROWEST = 900
 _BAR = 15
-_MOST_BARS = 64
-"""Ranks that are drawn; of more, nodes are drawn, by their fullest rank."""
+_MOST_RANKS, _MOST_ALONE, _MOST_BARS = 64, 16, 64
+"""More ranks are drawn as nodes; of more bars neighbours alike are one; and of what is left the fullest are shown."""
+
+_KIND_COLOURS = {
+    "tables": "var(--c0)",
+    "sparse_optimizer": "var(--c1)",
+    "map": "var(--c5)",
+    "cache": "var(--c3)",
+    "dense_parameters": "var(--c4)",
+    "dense_gradients": "var(--c6)",
+    "dense_optimizer": "var(--c7)",
+    "working": "var(--c2)",
+    "reserved": "var(--line)",
+}
 
 Plan = Mapping[str, Any]
 """What `Survey.to_plain` gives and plan.json holds."""
@@ -81,7 +93,7 @@ def _memory(plan: Plan) -> list[str]:
             continue
         rows, unit = _chosen(plan["ranks"], memory)
         kinds = [kind for kind in KINDS if any(kind in rank[memory]["kinds"] for rank in plan["ranks"])]
-        colours = {kind: _colour(list(KINDS).index(kind)) for kind in kinds}
+        colours = {kind: _KIND_COLOURS[kind] for kind in kinds}
         caption = (
             f"One bar a {unit}; the outlined end is free, and what stands beyond the thick line does not fit. Point at "
             f"a part to read it."
@@ -93,19 +105,32 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _chosen(ranks: Sequence[Plan], memory: str) -> tuple[list[tuple[str, Plan]], str]:
-    """What is drawn, and what one bar is."""
-    if len(ranks) <= _MOST_BARS:
-        return [(f"rank {rank['rank']}", rank) for rank in ranks], "rank"
-    fullest: dict[int, Plan] = {}
-    for rank in ranks:
-        other = fullest.get(rank["node"])
-        if other is None or _room(rank, memory) < _room(other, memory):
-            fullest[rank["node"]] = rank
-    nodes = sorted(fullest.items(), key=lambda entry: _room(entry[1], memory))[:_MOST_BARS]
-    some = f", the {_MOST_BARS} fullest of {len(fullest)}" if len(fullest) > _MOST_BARS else ""
-    return [(f"node {node}", rank) for node, rank in sorted(nodes, key=lambda entry: entry[0])], (
-        f"node{some}, by its fullest rank"
-    )
+    """What is drawn, and what one bar is: ranks, or nodes by their fullest ranks; of many, neighbours alike as one."""
+    unit, found = "rank", [(rank["rank"], rank) for rank in ranks]
+    if len(ranks) > _MOST_RANKS:
+        fullest: dict[int, Plan] = {}
+        for rank in ranks:
+            other = fullest.get(rank["node"])
+            if other is None or _room(rank, memory) < _room(other, memory):
+                fullest[rank["node"]] = rank
+        unit, found = "node", list(fullest.items())
+    runs = [(first, first, rank) for first, rank in found]
+    if len(runs) > _MOST_ALONE:
+        runs = []
+        for number, rank in found:
+            if runs and _looks(runs[-1][2], memory) == _looks(rank, memory):
+                runs[-1] = (runs[-1][0], number, runs[-1][2])
+            else:
+                runs.append((number, number, rank))
+    shown = sorted(sorted(runs, key=lambda run: _room(run[2], memory))[:_MOST_BARS], key=lambda run: run[0])
+    rows = [(f"{unit} {first}" if first == last else f"{unit}s {first}–{last}", rank) for first, last, rank in shown]
+    some = f", the {_MOST_BARS} fullest of {len(runs)}" if len(runs) > _MOST_BARS else ""
+    alike = ", or neighbours that look alike" if len(runs) < len(found) else ""
+    return rows, f"{unit}{', by its fullest rank' if unit == 'node' else ''}{alike}{some}"
+
+
+def _looks(rank: Plan, memory: str) -> tuple[str, str]:
+    return size(_room(rank, memory)), size(rank[memory]["capacity"])
 
 
 def _room(rank: Plan, memory: str) -> int:
@@ -119,7 +144,7 @@ def _memory_map(rows: Sequence[tuple[str, Plan]], memory: str, colours: Mapping[
         room = _room(rank, memory)
         said = f"{size(room)} free" if room >= 0 else f"{size(-room)} too much"
         bars.append(Bar(label, rank[memory]["kinds"], said, rank[memory]["capacity"]))
-    return _stacked(bars, colours, KINDS, size, left=80, thickness=_BAR, gap=3, most=most)
+    return _stacked(bars, colours, KINDS, size, left=110, thickness=_BAR, gap=3, most=most)
 
 
 def _traffic(plan: Plan) -> list[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks import sharding
 from benchmarks.harness import Findings
 from benchmarks.sharding_prediction import Job, run_jobs, towers
-from benchmarks.sharding_price import items, precisions, price, train_alike
+from benchmarks.sharding_price import all_of_it, train_alike
 from benchmarks.sharding_ranks import LIVE_ONLY, on_ranks
 from benchmarks.sharding_tables import Size
 from data.event_store import EventStore
@@ -37,13 +36,7 @@ JOBS = [
 
 def everything(world: World, folder: str, dense: list[DenseModel]) -> dict[str, Any]:
     """All that runs on ranks, in one start of them."""
-    train_alike(world, folder, 500, 16)
-    return {
-        "prediction": run_jobs(world, f"{folder}/store", JOBS, dense),
-        "price": price(world, SIZE),
-        "precisions": precisions(world, SIZE),
-        "items": items(world, SIZE),
-    }
+    return all_of_it(world, SIZE, folder, (500, 16)) | {"prediction": run_jobs(world, f"{folder}/store", JOBS, dense)}
 
 
 def test_it_measures_what_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +53,7 @@ def test_it_measures_what_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     sharding.report_price(by_rank[0]["price"], SIZE, findings)
     sharding.report_precisions([own["precisions"] for own in by_rank], findings)
     sharding.report_items([own["items"] for own in by_rank], SIZE, findings)
-    sharding.report_alike({size: np.load(tmp_path / f"{size}.npy") for size in (1, 2)}, findings)
+    sharding.report_alike(tmp_path, findings)
     figures = findings.figures
     assert figures["parameter_bytes_error"] == 0
     assert figures["alltoall_bytes_error"] < 0.1, "of small batches, whose ids are not even"
@@ -75,5 +68,6 @@ def test_it_measures_what_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert 1e-4 < figures["int8_error"] < 2e-2
     assert figures["item_rows_per_s_vocabulary"] > 0
     assert figures["item_rows_per_s_hashed"] > 0
+    assert len(list(tmp_path.glob("*.npy"))) == 2
     assert figures["max_table_difference"] < 1e-6, "another order of sums, and nothing else"
     assert [title for title, _ in findings.sections][-1] == "The same tables"
