@@ -36,7 +36,7 @@ from serving.checkpoints.manifest import blank_manifest
 from serving.checkpoints.model import MODEL, dense_tensors
 from serving.checkpoints.restore import open_chain
 from sharding.apply import shard_model
-from sharding.placement import row_wise
+from sharding.planning.placement import row_wise
 from sharding.tables import TableShard, table_shards
 from sharding.world import World
 from trainer.checkpoint.checkpointer import Checkpointer

@@ -42,7 +42,7 @@ from model.config import AttentionConfig, ModelConfig, Vocabulary
 from model.embeddings import INITIAL_STD, build_embeddings, draw_rows
 from model.recommender import Recommender
 from sharding.apply import gather_table, shard_model, sharded_tables
-from sharding.placement import row_wise
+from sharding.planning.placement import row_wise
 from sharding.world import World
 
 LENGTHS = (0, 1, 700, 64, 33, 0, 129, 1000, 128)

@@ -25,14 +25,14 @@ from data.sequences import training_windows
 from model.config import ItemTableConfig, ModelConfig, Vocabulary
 from serving.checkpoints.model import build_sharded
 from sharding.job import cluster_at_hand
-from sharding.memory import memory_of_ranks, optimizer_bytes, table_bytes
-from sharding.placement import Placement
-from sharding.planner import place_tables
-from sharding.policy import ShardingConfig, TablePolicies, TablePolicy
+from sharding.planning.memory import memory_of_ranks, optimizer_bytes, table_bytes
+from sharding.planning.placement import Placement
+from sharding.planning.planner import place_tables
+from sharding.planning.policy import ShardingConfig, TablePolicies, TablePolicy
+from sharding.planning.topology import Cluster
+from sharding.planning.traffic import STAGES, exchanges
+from sharding.planning.workload import DenseModel, Workload, measure_dense, on_meta, workload_of_batch
 from sharding.tables import table_shards
-from sharding.topology import Cluster
-from sharding.traffic import STAGES, exchanges
-from sharding.workload import DenseModel, Workload, measure_dense, on_meta, workload_of_batch
 from sharding.world import World
 from trainer.config import OptimizerConfig
 from trainer.optimizers import Optimizers

@@ -116,7 +116,7 @@ BAGS, ROWS = "bags", "rows"
 class Sending:
     """Counts bytes that this rank gives to others, under `COLLECTION.STAGE`, while it is entered.
 
-    Stages are those of `sharding.traffic`: ids, forward, backward. In the backward a collection is told by its
+    Stages are those of `sharding.planning.traffic`: ids, forward, backward. In the backward a collection is told by its
     collective, so a model may have bags that travel by AlltoAll, or rows, not both.
     """
 

@@ -15,7 +15,7 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from model.hashing_config import HashingConfig
 from sharding.apply import shard_model
-from sharding.placement import row_wise
+from sharding.planning.placement import row_wise
 from sharding.world import World
 
 WIDTH, BAG = 64, 8

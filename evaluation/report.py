@@ -13,8 +13,8 @@ from common.charts import Series, bar_chart, line_chart
 from common.errors import InputError
 from common.html_page import cards, figure, heading, note, page, side_by_side
 from evaluation import metrics
-from sharding.picture import plan_sections
-from sharding.plan_files import PLAN
+from sharding.planning.picture import plan_sections
+from sharding.planning.plan_files import PLAN
 
 _ENGINES = {
     "exact": "every item scored by the model",

@@ -18,8 +18,9 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv
 from torchrec.optim import RowWiseAdagrad
 
 from model.hashing_config import HashingConfig
-from sharding.hashed_items import HashedItemsSharder, hash_items
-from sharding.placement import Placement
+from sharding.bag_metadata import fast_bag_metadata
+from sharding.hashing.hashed_items import HashedItemsSharder, hash_items
+from sharding.planning.placement import Placement
 from sharding.uneven import allow_uneven_parts
 from sharding.world import World
 
@@ -47,7 +48,7 @@ def shard_model(
 
     Args:
         model: dense parameters on `world.device`, tables on the meta device.
-        placement: pieces to ranks, from `sharding.job`, or `sharding.placement.row_wise`.
+        placement: pieces to ranks, from `sharding.job`, or `sharding.planning.placement.row_wise`.
         learning_rate: of row-wise Adagrad; may be changed later through the fused optimizer.
         epsilon: of row-wise Adagrad.
         draw_rows: initial values of any run of rows, the same whatever the plan.
@@ -57,6 +58,7 @@ def shard_model(
         InputError: the placement does not do for a hashed table.
     """
     allow_uneven_parts()
+    fast_bag_metadata()
     plan = placement.to_torchrec()
     if hashing is not None:
         hash_items(model, plan, hashing)

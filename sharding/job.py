@@ -15,14 +15,14 @@ import torch.distributed as dist
 from torch import nn
 
 from common.errors import InputError
-from sharding.memory import reserved_bytes
-from sharding.placement import Placement, check_matches, read_placement
-from sharding.planner import place_tables
-from sharding.policy import ShardingConfig
-from sharding.report import size
-from sharding.survey import Survey, survey_of
-from sharding.topology import Cluster, host_memory, this_machine
-from sharding.workload import Workload
+from sharding.planning.memory import reserved_bytes
+from sharding.planning.placement import Placement, check_matches, read_placement
+from sharding.planning.planner import place_tables
+from sharding.planning.policy import ShardingConfig
+from sharding.planning.report import size
+from sharding.planning.survey import Survey, survey_of
+from sharding.planning.topology import Cluster, host_memory, this_machine
+from sharding.planning.workload import Workload
 from sharding.world import World
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from serving.checkpoints.manifest import blank_manifest
 from serving.checkpoints.model import MODEL, build_sharded, dense_tensors
 from serving.checkpoints.restore import open_chain
 from sharding.apply import shard_model
-from sharding.placement import Piece, Placement, TablePlan, row_wise
+from sharding.planning.placement import Piece, Placement, TablePlan, row_wise
 from sharding.tables import TableShard, table_shards
 from sharding.world import World
 from trainer.checkpoint.checkpointer import Checkpointer

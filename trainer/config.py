@@ -9,7 +9,7 @@ from common.errors import InputError
 from data.sequences import PLANS
 from data.stochastic_length import StochasticLength
 from model.config import ModelConfig
-from sharding.policy import ShardingConfig
+from sharding.planning.policy import ShardingConfig
 from trainer.checkpoint.config import CheckpointConfig
 
 

@@ -16,7 +16,7 @@ from common.files import write_text_atomically
 from common.storage import Storage
 from evaluation.outputs import all_outputs
 from serving.checkpoints.chain import Checkpoints, Link, agreed
-from sharding.plan_files import PLAN, PLAN_PAGE
+from sharding.planning.plan_files import PLAN, PLAN_PAGE
 from sharding.world import World
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import TrainConfig

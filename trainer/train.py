@@ -35,8 +35,8 @@ from serving.engine import ranked_catalogue
 from serving.exact import ExactEngine
 from sharding.apply import sharded_tables
 from sharding.job import describe_plan, plan_job
-from sharding.plan_files import write_plan
-from sharding.workload import DataSizes, Workload, measure_dense, on_meta, workload_of_batch, workload_of_sizes
+from sharding.planning.plan_files import write_plan
+from sharding.planning.workload import DataSizes, Workload, measure_dense, on_meta, workload_of_batch, workload_of_sizes
 from sharding.world import World, open_world
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.resume import meanings, resume, training_state, warm_start

@@ -22,8 +22,8 @@ from serving.checkpoints.chain import Checkpoints, Link
 from serving.checkpoints.manifest import MANIFEST, Damage, Manifest
 from serving.checkpoints.restore import ChainReader, check_tables, open_chain
 from sharding.apply import shard_model
-from sharding.hashed_items import load_hash_state
-from sharding.placement import Placement, row_wise
+from sharding.hashing.hashed_items import load_hash_state
+from sharding.planning.placement import Placement, row_wise
 from sharding.tables import table_shards
 from sharding.world import World
 

@@ -15,9 +15,9 @@ from benchmarks.sharding_ranks import LIVE_ONLY, on_ranks
 from benchmarks.sharding_tables import Size
 from data.event_store import EventStore
 from model.config import ItemTableConfig, ModelConfig
-from sharding.policy import ShardingConfig, TablePolicies, TablePolicy
-from sharding.traffic import STAGES
-from sharding.workload import DenseModel
+from sharding.planning.policy import ShardingConfig, TablePolicies, TablePolicy
+from sharding.planning.traffic import STAGES
+from sharding.planning.workload import DenseModel
 from sharding.world import World, open_world
 
 SIZE = Size(rows=1680 * 8, bags=64, repeats=2, catalogues=(5000, 20))

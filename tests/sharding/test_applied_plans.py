@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sharding.apply import gather_table, shard_model, sharded_tables
-from sharding.placement import Piece, Placement, TablePlan, even_rows, row_wise
+from sharding.planning.placement import Piece, Placement, TablePlan, even_rows, row_wise
 from sharding.world import World
 from tests.ranks import run_on_ranks
 from tests.sharding.test_apply import EPSILON, RATE, ROWS, STEPS, WIDTH, Tables, features_of, initial_rows

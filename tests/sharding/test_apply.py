@@ -10,7 +10,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from common.errors import InputError
 from model.embeddings import draw_rows
 from sharding.apply import gather_table, shard_model, sharded_tables
-from sharding.placement import row_wise
+from sharding.planning.placement import row_wise
 from sharding.world import World
 from tests.ranks import run_on_ranks
 

@@ -20,7 +20,7 @@ from model.recommender import Recommender
 from serving.checkpoints.chain import Checkpoints
 from serving.checkpoints.restore import open_chain
 from sharding.apply import gather_table, shard_model, sharded_tables
-from sharding.placement import row_wise
+from sharding.planning.placement import row_wise
 from sharding.tables import table_shards
 from sharding.world import World, open_world
 from tests.checkpoint_example import save, watch

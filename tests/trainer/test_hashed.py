@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.sharding.test_hashed_items import batch_of, build, ids_of
 from torch import Tensor
 
 from data.event_store import EventStore
@@ -16,13 +17,12 @@ from evaluation import evaluate
 from serving.checkpoints.chain import Checkpoints
 from serving.checkpoints.manifest import DELTA
 from serving.checkpoints.model import find_chain, load_model, run_storage
-from sharding.hashed_items import hash_state, hashed_tables
-from sharding.id_hash import scatter_ids
-from sharding.id_map import FREE
+from sharding.hashing.hashed_items import hash_state, hashed_tables
+from sharding.hashing.id_hash import scatter_ids
+from sharding.hashing.id_map import FREE
 from sharding.tables import table_shards
 from sharding.world import open_world
 from tests.conftest import Prepared
-from tests.sharding.test_hashed_items import batch_of, build, ids_of
 from tests.trainer.test_train import NO_DROPOUT, losses, torchrun, train_here
 from tests.trainer.test_warm_start import write_log
 from trainer.checkpoint import __main__ as checkpoint

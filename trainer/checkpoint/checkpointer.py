@@ -27,7 +27,7 @@ from serving.checkpoints.chain import Link
 from serving.checkpoints.manifest import BASE, DELTA, Manifest, step_folder
 from serving.checkpoints.restore import MAP
 from sharding.apply import sharded_tables
-from sharding.hashed_items import hash_state
+from sharding.hashing.hashed_items import hash_state
 from sharding.tables import table_shards
 from sharding.world import World
 from trainer.checkpoint.config import CheckpointConfig

@@ -35,7 +35,7 @@ from serving.checkpoints.model import (
 )
 from serving.checkpoints.restore import BLOCK_ROWS, check_tables, open_chain
 from sharding.apply import sharded_tables
-from sharding.hashed_items import hashed_tables, load_hash_state
+from sharding.hashing.hashed_items import hashed_tables, load_hash_state
 from sharding.tables import TableShard, table_shards
 from sharding.world import World
 from trainer.config import TrainConfig

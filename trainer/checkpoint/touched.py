@@ -17,7 +17,7 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sharding.hashed_items import hashed_tables
+from sharding.hashing.hashed_items import hashed_tables
 from sharding.tables import TableShard
 
 BeforeUpdate = Callable[[int, Tensor], None]

@@ -11,8 +11,8 @@ from data.loader import Loader, item_features
 from data.schema import TIMESTAMP
 from data.sequences import make_plan
 from semantic_ids.codes.code_table import CodeTable
-from sharding.config import PlanConfig
-from sharding.workload import DataSizes
+from sharding.planning.config import PlanConfig
+from sharding.planning.workload import DataSizes
 
 _BATCHES = 4
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from common.config import group, option
 from common.errors import InputError
 from model.config import ModelConfig
-from sharding.policy import ShardingConfig
-from sharding.topology import PRESETS
-from sharding.workload import DataSizes
+from sharding.planning.policy import ShardingConfig
+from sharding.planning.topology import PRESETS
+from sharding.planning.workload import DataSizes
 
 GOALS = ("fit", "min_ranks", "max_tokens")
 

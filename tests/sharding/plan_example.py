@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 
-from sharding.placement import Piece, Placement, TablePlan
-from sharding.topology import GIB, PRESETS, Cluster, Node
-from sharding.workload import DenseUse, TableUse, Workload
+from sharding.planning.placement import Piece, Placement, TablePlan
+from sharding.planning.topology import GIB, PRESETS, Cluster, Node
+from sharding.planning.workload import DenseUse, TableUse, Workload
 
 
 class Tables(nn.Module):

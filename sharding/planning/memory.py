@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sharding.placement import Placement, TablePlan
-from sharding.policy import CACHED, PRECISIONS, ShardingConfig
-from sharding.topology import GIB, Cluster
-from sharding.workload import TableUse, Workload
+from sharding.planning.placement import Placement, TablePlan
+from sharding.planning.policy import CACHED, PRECISIONS, ShardingConfig
+from sharding.planning.topology import GIB, Cluster
+from sharding.planning.workload import TableUse, Workload
 
 KINDS = {
     "tables": "tables",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.errors import InputError
-from sharding.policy import KERNELS, SHARDINGS, ShardingConfig, TablePolicies, TablePolicy
+from sharding.planning.policy import KERNELS, SHARDINGS, ShardingConfig, TablePolicies, TablePolicy
 
 
 def test_a_table_without_a_policy_of_its_own_has_that_of_all() -> None:

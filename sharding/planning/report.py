@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sharding.memory import KINDS, MEMORIES
-from sharding.survey import Survey
-from sharding.topology import GIB
-from sharding.traffic import PARTS, STAGES
+from sharding.planning.memory import KINDS, MEMORIES
+from sharding.planning.survey import Survey
+from sharding.planning.topology import GIB
+from sharding.planning.traffic import PARTS, STAGES
 
 _MOST_RANKS = 8
 

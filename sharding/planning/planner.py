@@ -1,8 +1,8 @@
 """Which piece of which table lies on which rank: TorchRec's planner under our policy.
 
 Policy says what may be done with each table, the cluster what room there is, the workload what is asked of a table.
-Room is what a rank has less all that is no table (`sharding.memory`), computed, not guessed. Where nothing fits, the
-tables are laid out as if there were room, so that it can be said how much is missing and where.
+Room is what a rank has less all that is no table (`sharding.planning.memory`), computed, not guessed. Where nothing
+fits, the tables are laid out as if there were room, so that it can be said how much is missing and where.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torchrec.distributed.sharding_plan import ParameterSharding
 from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
 
 from common.errors import InputError
-from sharding.memory import overhead
-from sharding.placement import Piece, Placement, TablePlan, check_last_tables, even_rows, table_modules
-from sharding.policy import CACHED, KERNELS, SHARDINGS, ShardingConfig
-from sharding.topology import Cluster
-from sharding.workload import TableUse, Workload
+from sharding.planning.memory import overhead
+from sharding.planning.placement import Piece, Placement, TablePlan, check_last_tables, even_rows, table_modules
+from sharding.planning.policy import CACHED, KERNELS, SHARDINGS, ShardingConfig
+from sharding.planning.topology import Cluster
+from sharding.planning.workload import TableUse, Workload
 
 _MS = 1e-3
 _PLENTY = 2**56

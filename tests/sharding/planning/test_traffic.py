@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sharding.placement import TablePlan
-from sharding.topology import Cluster
-from sharding.traffic import Exchange, Sent, exchange_of, exchanges, seconds_of_parts
-from tests.sharding.planning import cluster_of, placement_of, plan_of, use_of, workload_of
+from sharding.planning.placement import TablePlan
+from sharding.planning.topology import Cluster
+from sharding.planning.traffic import Exchange, Sent, exchange_of, exchanges, seconds_of_parts
+from tests.sharding.plan_example import cluster_of, placement_of, plan_of, use_of, workload_of
 
 CLUSTER = cluster_of(2, 2)
 SUMS, ROWS = use_of("rq", 8, 8), use_of("item", 8, 8, pooled=False)

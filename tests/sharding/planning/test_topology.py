@@ -13,9 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from sharding import topology
-from sharding.topology import GIB, MAX_RANKS, PRESETS, Cluster, find_cluster, host_memory, read_cluster, this_machine
-from tests.sharding.planning import cluster_of
+from sharding.planning import topology
+from sharding.planning.topology import (
+    GIB,
+    MAX_RANKS,
+    PRESETS,
+    Cluster,
+    find_cluster,
+    host_memory,
+    read_cluster,
+    this_machine,
+)
+from tests.sharding.plan_example import cluster_of
 
 UNEVEN = """
 like: a100-80

@@ -12,10 +12,10 @@ import torch
 from torchrec.distributed.types import ShardMetadata
 
 from common.errors import InputError
-from sharding.placement import Placement, check_matches, read_placement, row_wise
-from sharding.policy import SHARDINGS
+from sharding.planning.placement import Placement, check_matches, read_placement, row_wise
+from sharding.planning.policy import SHARDINGS
 from sharding.world import World
-from tests.sharding.planning import Tables, cluster_of, placement_of, plan_of, use_of
+from tests.sharding.plan_example import Tables, cluster_of, placement_of, plan_of, use_of
 
 CLUSTER = cluster_of(2, 2)
 USES = (

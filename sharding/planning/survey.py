@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from sharding.memory import KINDS, MEMORIES, RankMemory, Shortage, memory_of_ranks, shortages
-from sharding.placement import Placement
-from sharding.planner import place_tables
-from sharding.policy import ShardingConfig
-from sharding.topology import Cluster
-from sharding.traffic import PARTS, STAGES, Exchange, duration, exchanges, seconds_of_parts
-from sharding.workload import Workload
+from sharding.planning.memory import KINDS, MEMORIES, RankMemory, Shortage, memory_of_ranks, shortages
+from sharding.planning.placement import Placement
+from sharding.planning.planner import place_tables
+from sharding.planning.policy import ShardingConfig
+from sharding.planning.topology import Cluster
+from sharding.planning.traffic import PARTS, STAGES, Exchange, duration, exchanges, seconds_of_parts
+from sharding.planning.workload import Workload
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sharding.picture import plan_page
-from sharding.placement import Placement
-from sharding.survey import survey_of
-from sharding.topology import GIB, Cluster
-from tests.sharding.planning import cluster_of, placement_of, plan_of, uneven, use_of, workload_of
+from sharding.planning.picture import plan_page
+from sharding.planning.placement import Placement
+from sharding.planning.survey import survey_of
+from sharding.planning.topology import GIB, Cluster
+from tests.sharding.plan_example import cluster_of, placement_of, plan_of, uneven, use_of, workload_of
 
 USE = use_of("rq", 2**22, 64)  # a GiB
 

@@ -9,13 +9,13 @@ import pytest
 from common.config import resolve
 from common.errors import InputError
 from model.config import ModelConfig
-from sharding import fitting
-from sharding.config import PlanConfig
-from sharding.fitting import Problem, describe_mends, find_mends, largest_budget, reach_goal, smallest_cluster
-from sharding.policy import ShardingConfig
-from sharding.topology import GIB, Cluster
-from sharding.workload import DataSizes, DenseModel
-from tests.sharding.planning import cluster_of, uneven
+from sharding.planning import fitting
+from sharding.planning.config import PlanConfig
+from sharding.planning.fitting import Problem, describe_mends, find_mends, largest_budget, reach_goal, smallest_cluster
+from sharding.planning.policy import ShardingConfig
+from sharding.planning.topology import GIB, Cluster
+from sharding.planning.workload import DataSizes, DenseModel
+from tests.sharding.plan_example import cluster_of, uneven
 
 DENSE = DenseModel(parameters=1000, optimizer=8000, fixed=0.0, per_token=20_000.0, flops_per_token=1.0)
 

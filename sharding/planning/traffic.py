@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sharding.placement import Placement, TablePlan
-from sharding.policy import PRECISIONS
-from sharding.topology import Cluster
-from sharding.workload import TableUse, Workload
+from sharding.planning.placement import Placement, TablePlan
+from sharding.planning.policy import PRECISIONS
+from sharding.planning.topology import Cluster
+from sharding.planning.workload import TableUse, Workload
 
 _ID = 8
 _LENGTH = 8

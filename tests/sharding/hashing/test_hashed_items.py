@@ -21,15 +21,15 @@ from torchrec.streamable import Pipelineable
 from common.errors import InputError
 from model.embeddings import draw_rows
 from model.hashing_config import HashingConfig
-from sharding.hashed_items import (
+from sharding.hashing.hashed_items import (
     HashedItemsSharder,
     hash_items,
     hash_state,
     hashed_tables,
     load_hash_state,
 )
-from sharding.id_hash import scatter_ids
-from sharding.id_map import FREE
+from sharding.hashing.id_hash import scatter_ids
+from sharding.hashing.id_map import FREE
 from sharding.tables import TableShard, table_shards
 from sharding.world import World, open_world
 from tests.ranks import run_on_ranks

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_text_atomically
-from sharding.picture import plan_page
-from sharding.survey import Survey
+from sharding.planning.picture import plan_page
+from sharding.planning.survey import Survey
 
 PLAN, PLAN_PAGE = "plan.json", "plan.html"
 

@@ -20,8 +20,8 @@ from torchrec import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.distributed.types import CacheParams, EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
 
 from common.errors import InputError
-from sharding.policy import CACHED, KERNELS, PRECISIONS, SHARDINGS
-from sharding.topology import MAX_RANKS
+from sharding.planning.policy import CACHED, KERNELS, PRECISIONS, SHARDINGS
+from sharding.planning.topology import MAX_RANKS
 from sharding.world import World
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class TablePlan:
         module: path of its collection in the model.
         rows, width: its size.
         pooled: whether a bag's rows come back as one sum.
-        sharding, kernel: names of `sharding.policy`.
+        sharding, kernel: names of `sharding.planning.policy`.
         cache_load_factor: share of the rows that a cache holds, 0 without one.
         pieces: of which the table is made.
     """
@@ -334,19 +334,23 @@ def row_wise(model: nn.Module, world: World) -> Placement:
 def check_last_tables(placement: Placement) -> None:
     """On the CPU FBGEMM 1.8 reads past its arrays when the last table of a kernel has no rows on some rank.
 
+    A kernel serves the tables of one collection that are cut alike.
+
     Raises:
-        InputError: naming the table.
+        InputError: naming the tables.
     """
     if placement.device != "cpu":
         return
-    last = {table.module: table for table in placement.tables}
-    for table in last.values():
-        rows_of = {piece.rank: piece.rows for piece in table.pieces}
-        if table.sharding == "row-wise" and not all(rows_of.get(rank) for rank in range(placement.num_ranks)):
-            raise InputError(
-                f"table `{table.name}` has {table.rows} rows, too few for each of {placement.num_ranks} ranks to hold "
-                f"some; use fewer ranks, or codes with more levels or more codes a level"
-            )
+    last = {(table.module, table.sharding): table for table in placement.tables}
+    faults = [
+        f"table `{table.name}` has {table.rows} rows, too few for each of {len(table.pieces)} ranks to hold some; set "
+        f"`sharding.tables.{table.name}.sharding=table-wise`, or use fewer ranks, or codes with more levels or more "
+        f"codes a level"
+        for table in last.values()
+        if table.sharding in ("row-wise", "table-row-wise") and not all(piece.rows for piece in table.pieces)
+    ]
+    if faults:
+        raise InputError(*faults)
 
 
 def check_matches(placement: Placement, model: nn.Module, ranks_per_node: list[int], device: str, where: str) -> None:

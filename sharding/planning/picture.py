@@ -7,9 +7,9 @@ from html import escape
 from typing import Any
 
 from common import html_page
-from sharding.memory import KINDS, MEMORIES
-from sharding.report import size
-from sharding.traffic import PARTS, STAGES, duration
+from sharding.planning.memory import KINDS, MEMORIES
+from sharding.planning.report import size
+from sharding.planning.traffic import PARTS, STAGES, duration
 
 _WIDTH = 1000
 _NARROWEST = 900

@@ -13,14 +13,14 @@ from typing import TypeVar
 
 from common.errors import InputError
 from model.config import ModelConfig
-from sharding.config import PlanConfig
-from sharding.from_store import sizes_of_store
-from sharding.memory import MEMORIES, memory_of_ranks, reserved_bytes, shortages
-from sharding.planner import place_tables
-from sharding.policy import ShardingConfig
-from sharding.survey import Survey, survey
-from sharding.topology import GIB, MAX_RANKS, Cluster
-from sharding.workload import (
+from sharding.planning.config import PlanConfig
+from sharding.planning.from_store import sizes_of_store
+from sharding.planning.memory import MEMORIES, memory_of_ranks, reserved_bytes, shortages
+from sharding.planning.planner import place_tables
+from sharding.planning.policy import ShardingConfig
+from sharding.planning.survey import Survey, survey
+from sharding.planning.topology import GIB, MAX_RANKS, Cluster
+from sharding.planning.workload import (
     DataSizes,
     DenseModel,
     Workload,

@@ -26,7 +26,7 @@ from model.config import ModelConfig, Vocabulary
 from model.embeddings import ITEM_TABLE, build_embeddings, build_item_table, table_rows
 from model.losses import cascaded_cross_entropy
 from model.recommender import Recommender, Tower
-from sharding.memory_watch import MemoryWatch
+from sharding.planning.memory_watch import MemoryWatch
 
 _MAX_HEADS = 2**28
 """Numbers of output heads that are allocated to be measured."""
@@ -54,7 +54,7 @@ class DataSizes:
 
 
 MAP_ROW = 28
-"""Bytes a row of a hashed table that say who owns it and who asked since the last round (`sharding.id_map`)."""
+"""Bytes a row of a hashed table that say who owns it and who asked since the last round (`sharding.hashing.id_map`)."""
 
 
 @dataclass(frozen=True)

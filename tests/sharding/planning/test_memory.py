@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from sharding.memory import KINDS, Shortage, exchange_buffers, memory_of_ranks, reserved_bytes, shortages
-from sharding.placement import Placement
-from sharding.policy import ShardingConfig
-from sharding.topology import GIB
-from tests.sharding.planning import cluster_of, placement_of, plan_of, uneven, use_of, workload_of
+from sharding.planning.memory import KINDS, Shortage, exchange_buffers, memory_of_ranks, reserved_bytes, shortages
+from sharding.planning.placement import Placement
+from sharding.planning.policy import ShardingConfig
+from sharding.planning.topology import GIB
+from tests.sharding.plan_example import cluster_of, placement_of, plan_of, uneven, use_of, workload_of
 
 SUMS = use_of("rq", 10, 4, bags=3, ids=7)
 ROWS = use_of("item", 5, 4, pooled=False, ids=6)

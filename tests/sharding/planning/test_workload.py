@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import InputError
 from model.config import AttentionConfig, BiasConfig, ModelConfig, Vocabulary
-from sharding.workload import (
+from sharding.planning.workload import (
     DataSizes,
     DenseModel,
     _peak,

@@ -18,8 +18,8 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from common.errors import InputError
 from model.hashing_config import HashingConfig
-from sharding.id_hash import scatter_ids
-from sharding.id_map import FREE, IdMap
+from sharding.hashing.id_hash import scatter_ids
+from sharding.hashing.id_map import FREE, IdMap
 
 CPU = torch.device("cpu")
 POLICIES: dict[str, MCHEvictionPolicy] = {

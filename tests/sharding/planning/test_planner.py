@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from sharding.placement import Piece, Placement, TablePlan, even_rows, row_wise
-from sharding.planner import _constraints, _run, _table, place_tables
-from sharding.policy import ShardingConfig, TablePolicies, TablePolicy
-from sharding.topology import GIB, Cluster
-from sharding.workload import TableUse, Workload
+from sharding.planning.placement import Piece, Placement, TablePlan, even_rows, row_wise
+from sharding.planning.planner import _constraints, _run, _table, place_tables
+from sharding.planning.policy import ShardingConfig, TablePolicies, TablePolicy
+from sharding.planning.topology import GIB, Cluster
+from sharding.planning.workload import TableUse, Workload
 from sharding.world import World
-from tests.sharding.planning import Tables, cluster_of, uneven, use_of, workload_of
+from tests.sharding.plan_example import Tables, cluster_of, uneven, use_of, workload_of
 
 CUTS = ("row-wise", "table-wise", "column-wise", "table-row-wise", "auto")
 

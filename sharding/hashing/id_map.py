@@ -20,7 +20,7 @@ from torchrec.modules.mc_modules import ManagedCollisionModule
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from model.hashing_config import HashingConfig
-from sharding.id_hash import scatter_ids, shift_right
+from sharding.hashing.id_hash import scatter_ids, shift_right
 
 FREE = torch.iinfo(torch.int64).max
 """In the place of an id: the row has no owner. An id of that very hash never gets a row."""

@@ -24,7 +24,7 @@ from torchrec.modules.mc_modules import ManagedCollisionCollection
 
 from common.errors import InputError
 from model.hashing_config import HashingConfig
-from sharding.id_map import IdMap
+from sharding.hashing.id_map import IdMap
 
 BeforeReset = Callable[[str, Tensor], None]
 """(table, rows on this rank that are about to begin anew, int64)."""
