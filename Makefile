@@ -47,6 +47,7 @@ bench: $(STAMP)
 	$(RUN) -m benchmarks.attention --quick
 	$(RUN) -m benchmarks.activations --quick
 	$(RUN) -m benchmarks.semantic_ids --quick
+	$(RUN) -m benchmarks.sharding --quick
 	$(RUN) -m benchmarks.checkpoint --quick
 	$(RUN) -m benchmarks.crash --quick
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.sharding.test_hashed_items import batch_of, build, ids_of
 from torch import Tensor
 
 from data.event_store import EventStore
@@ -23,7 +22,8 @@ from sharding.hashing.id_map import FREE
 from sharding.tables import table_shards
 from sharding.world import open_world
 from tests.conftest import Prepared
-from tests.trainer.test_train import NO_DROPOUT, losses, torchrun, train_here
+from tests.sharding.hashing.test_hashed_items import batch_of, build, ids_of
+from tests.trainer.test_train import NO_DROPOUT, losses, train_here, train_on
 from tests.trainer.test_warm_start import write_log
 from trainer.checkpoint import __main__ as checkpoint
 from trainer.checkpoint.touched import TouchedRows
@@ -82,7 +82,7 @@ def test_two_ranks_go_on_where_one_stopped_and_hand_out_the_same_rows(
     runs: Path, prepared: Prepared, tmp_path: Path
 ) -> None:
     shutil.copytree(runs / "cut", tmp_path / "cut")
-    torchrun(2, prepared, tmp_path / "cut", *HASHED, "resume=true")
+    train_on(2, prepared, tmp_path / "cut", *HASHED, "resume=true")
     assert losses(tmp_path / "cut") == pytest.approx(losses(runs / "whole"), rel=1e-5)
     found, whole = everything(tmp_path / "cut"), everything(runs / "whole")
     for name, value in whole.items():

@@ -15,7 +15,7 @@ from model.embeddings import CODE_TABLE, INITIAL_STD, ITEM_TABLE, draw_rows
 from serving.checkpoints.chain import Checkpoints
 from serving.checkpoints.model import run_storage
 from tests.conftest import Prepared
-from tests.trainer.test_train import losses, parameters, torchrun, train_here
+from tests.trainer.test_train import losses, parameters, train_here, train_on
 
 ITEMS = ["model.items.kind=vocabulary"]
 ONLY = [*ITEMS, "model.items.only=true"]
@@ -24,7 +24,7 @@ ONLY = [*ITEMS, "model.items.only=true"]
 def test_two_ranks_with_a_table_of_items_train_resume_and_are_measured(prepared: Prepared, tmp_path: Path) -> None:
     run, again = tmp_path / "run", tmp_path / "again"
     keys = [*ITEMS, "epochs=4", "checkpoint.keep=100"]
-    torchrun(2, prepared, run, *keys)
+    train_on(2, prepared, run, *keys)
     whole = parameters(run)
     store = EventStore.open(prepared.store)
     assert whole[ITEM_TABLE].shape == (store.num_items, 16)
@@ -35,7 +35,7 @@ def test_two_ranks_with_a_table_of_items_train_resume_and_are_measured(prepared:
     names = Checkpoints(run_storage(run)).names()
     for name in names[1:]:
         shutil.rmtree(again / "checkpoints" / name)
-    torchrun(2, prepared, again, *keys, "resume=true")
+    train_on(2, prepared, again, *keys, "resume=true")
     assert len(names) > 1
     assert losses(again) == losses(run)
     resumed = parameters(again)

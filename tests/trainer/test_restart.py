@@ -27,8 +27,8 @@ from tests.trainer.test_train import (
     losses,
     parameters,
     records,
-    torchrun,
     train_here,
+    train_on,
 )
 from trainer.checkpoint.checkpointer import Checkpointer
 
@@ -83,7 +83,7 @@ def test_torchrun_restarts_killed_ranks_and_the_run_ends_as_if_nobody_had_been(
         "a restarted run went on and did not begin anew: the times of its first step are still there"
     )
     assert len(list((run / "tensorboard").glob("events.*"))) == 3, "three processes wrote them one after another"
-    torchrun(2, prepared, whole, *LONG)
+    train_on(2, prepared, whole, *LONG)
     assert losses(run) == losses(whole)
     assert len(losses(run)) == 64
     assert records(run, "validation") == records(whole, "validation")
@@ -116,13 +116,13 @@ def test_two_ranks_then_one_then_three_then_two_train_the_model_of_two(prepared:
     """Equal but for rounding: gradients are added up over other numbers of ranks, so in another order."""
     moved, whole = tmp_path / "moved", tmp_path / "whole"
     keys = [*NO_DROPOUT, "checkpoint.every=3"]
-    torchrun(2, prepared, moved, *keys, "max_steps=7")
+    train_on(2, prepared, moved, *keys, "max_steps=7")
     assert train_here(prepared, moved, *keys, "max_steps=13", "resume=true") == 0
-    torchrun(3, prepared, moved, *keys, "max_steps=18", "resume=auto")
-    torchrun(2, prepared, moved, *keys, "resume=auto")
+    train_on(3, prepared, moved, *keys, "max_steps=18", "resume=auto")
+    train_on(2, prepared, moved, *keys, "resume=auto")
     sizes = {link.manifest.world_size for link in Checkpoints(run_storage(moved)).links()}
     assert 2 in sizes
-    torchrun(2, prepared, whole, *keys)
+    train_on(2, prepared, whole, *keys)
     assert [record["step"] for record in records(moved, "train")] == list(range(1, 25))
     assert losses(moved)[:7] == losses(whole)[:7], "so far nothing was different"
     assert losses(moved) == pytest.approx(losses(whole), rel=1e-5)
@@ -188,7 +188,14 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
         (run / name).write_text("seed: 6\n")
     assert train_here(prepared, run, "resume=auto") == 0
     assert losses(run) == losses(whole)
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard"}
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml",
+        "plan.json",
+        "plan.html",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+    }
     found = {path.parent.name for path in (run / "checkpoints").rglob("*") if path.is_file()}
     assert found == set(Checkpoints(run_storage(run)).names())
 

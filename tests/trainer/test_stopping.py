@@ -20,7 +20,7 @@ from serving.checkpoints.model import run_storage
 from sharding.world import World
 from tests.conftest import Prepared
 from tests.ranks import run_on_ranks
-from tests.trainer.test_train import ROOT, SMALL, losses, parameters, records, torchrun, train_here
+from tests.trainer.test_train import ROOT, SMALL, losses, parameters, records, train_here, train_on
 from trainer import loop, stopping
 from trainer.checkpoint.writing import Writing
 from trainer.stopping import SIGNALS, Agreement, StopRequest
@@ -289,6 +289,6 @@ def test_torchrun_told_to_stop_leaves_a_saved_step_from_which_it_goes_on(prepare
     assert f"stopped by SIGTERM after step {reached}, which is saved" in message
     assert newest(run) == f"step-{reached:08d}"
     assert process.returncode != 0
-    torchrun(2, prepared, run, *LONG, "resume=true")
-    torchrun(2, prepared, tmp_path / "whole", *LONG)
+    train_on(2, prepared, run, *LONG, "resume=true")
+    train_on(2, prepared, tmp_path / "whole", *LONG)
     assert_alike(run, tmp_path / "whole")

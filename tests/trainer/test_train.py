@@ -24,6 +24,7 @@ from serving.checkpoints.model import dense_tensors, find_chain, load_model, run
 from sharding.apply import gather_table, sharded_tables
 from sharding.world import open_world
 from tests.conftest import Prepared
+from tests.ranks import train_on_ranks
 from tests.yambda_example import write_yambda_example
 from trainer.train import main
 
@@ -66,6 +67,11 @@ def torchrun(ranks: int, prepared: Prepared, run: Path, *keys: str) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def train_on(ranks: int, prepared: Prepared, run: Path, *keys: str) -> None:
+    """The same without torchrun, which takes seconds to import everything."""
+    train_on_ranks(ranks, f"store={prepared.store}", f"codes={prepared.codes}", f"run={run}", *SMALL, *keys)
+
+
 def records(run: Path, kind: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]
@@ -97,7 +103,7 @@ def test_the_same_global_batches_on_one_two_and_three_ranks_train_the_same_model
     prepared: Prepared, tmp_path: Path
 ) -> None:
     for ranks in (1, 2, 3):
-        torchrun(ranks, prepared, tmp_path / str(ranks), *NO_DROPOUT)
+        train_on(ranks, prepared, tmp_path / str(ranks), *NO_DROPOUT)
     one = losses(tmp_path / "1")
     assert len(one) >= 20
     assert one[-1] < 0.95 * one[0], "nothing was learnt, so equality would prove little"
@@ -113,7 +119,7 @@ def test_the_same_global_batches_on_one_two_and_three_ranks_train_the_same_model
 
 
 def test_two_runs_with_one_seed_are_bit_identical(two_ranks: Path, prepared: Prepared, tmp_path: Path) -> None:
-    torchrun(2, prepared, tmp_path / "again")
+    train_on(2, prepared, tmp_path / "again")
     assert losses(tmp_path / "again") == losses(two_ranks)
     again, once = parameters(tmp_path / "again"), parameters(two_ranks)
     assert all(torch.equal(again[name], once[name]) for name in once)
@@ -124,9 +130,9 @@ def test_a_resumed_run_goes_the_way_of_the_uninterrupted_one(
     two_ranks: Path, prepared: Prepared, tmp_path: Path, stop: str
 ) -> None:
     run = tmp_path / "run"
-    torchrun(2, prepared, run, stop)
+    train_on(2, prepared, run, stop)
     assert len(losses(run)) == int(stop.split("=")[1])
-    torchrun(2, prepared, run, "resume=true")
+    train_on(2, prepared, run, "resume=true")
     assert losses(run) == losses(two_ranks)
     resumed, whole = parameters(run), parameters(two_ranks)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
@@ -204,7 +210,7 @@ def test_a_split_without_validation_keeps_the_newest_checkpoint(tmp_path: Path) 
 
 
 def test_another_seed_gives_another_run(two_ranks: Path, prepared: Prepared, tmp_path: Path) -> None:
-    torchrun(2, prepared, tmp_path / "other", "seed=6", "max_steps=3")
+    train_on(2, prepared, tmp_path / "other", "seed=6", "max_steps=3")
     assert losses(tmp_path / "other")[0] != losses(two_ranks)[0]
 
 
