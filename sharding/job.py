@@ -16,7 +16,8 @@ from torch import nn
 
 from common.errors import InputError
 from sharding.planning.memory import reserved_bytes
-from sharding.planning.placement import Placement, check_matches, read_placement
+from sharding.planning.placement import Placement
+from sharding.planning.placement_file import check_matches, read_placement
 from sharding.planning.planner import place_tables
 from sharding.planning.policy import ShardingConfig
 from sharding.planning.report import size

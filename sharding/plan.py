@@ -17,11 +17,11 @@ from typing import Any
 from common.config import run_entry, to_plain
 from common.errors import InputError
 from common.noise import quiet_known_warnings
+from sharding.planning.cluster_file import find_cluster
 from sharding.planning.config import PlanConfig
 from sharding.planning.fitting import Problem, describe_mends, find_mends, reach_goal
 from sharding.planning.plan_files import PLAN, PLAN_PAGE, write_plan
 from sharding.planning.report import describe
-from sharding.planning.topology import find_cluster
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The smallest cluster that holds a model, the largest batch that a cluster takes, what would mend a misfit.
 
-Memory falls as ranks are added and rises with tokens, so each is found by bisection over plans, which cost
-milliseconds: the dense part is measured once.
+Plans cost milliseconds, since the dense part is measured once: clusters of a few nodes are tried one by one, larger ones
+and token budgets by growing steps and bisection.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from sharding.planning.workload import (
     vocabulary_of,
     workload_of_sizes,
 )
+
+_ONE_BY_ONE = 24
+"""Numbers of nodes that are each tried for the smallest cluster; beyond, growing steps and bisection."""
 
 _TOKEN_STEP = 256
 _MAX_TOKENS = 2**24
@@ -122,7 +125,13 @@ def smallest_cluster(problem: Problem) -> Cluster | None:
     within = [ranks for ranks in (2**power for power in range(12)) if ranks < node.ranks]
     clusters = [dataclasses.replace(cluster, nodes=(dataclasses.replace(node, ranks=ranks),)) for ranks in within]
     clusters += [dataclasses.replace(cluster, nodes=(node,) * count) for count in range(1, MAX_RANKS // node.ranks + 1)]
-    return _first(clusters, lambda one: dataclasses.replace(problem, cluster=one).fits())
+
+    def fits(one: Cluster) -> bool:
+        return dataclasses.replace(problem, cluster=one).fits()
+
+    # One by one at first: a few ranks more may be too many again, since each makes row-wise sums for all others.
+    few = clusters[: len(within) + _ONE_BY_ONE]
+    return next((one for one in few if fits(one)), None) or _first(clusters[len(few) :], fits)
 
 
 def largest_budget(problem: Problem) -> int | None:

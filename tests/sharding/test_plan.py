@@ -13,7 +13,7 @@ import pytest
 
 from common import files
 from sharding import plan
-from sharding.planning.placement import read_placement
+from sharding.planning.placement_file import read_placement
 from sharding.planning.report import size
 
 SMALL = ["model.width=16", "model.blocks=1", "data.codes=32", "data.levels=2", "tokens=256", "model.max_history=64"]

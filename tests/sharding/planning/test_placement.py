@@ -12,7 +12,8 @@ import torch
 from torchrec.distributed.types import ShardMetadata
 
 from common.errors import InputError
-from sharding.planning.placement import Placement, check_matches, read_placement, row_wise
+from sharding.planning.placement import Placement, row_wise
+from sharding.planning.placement_file import check_matches, read_placement
 from sharding.planning.policy import SHARDINGS
 from sharding.world import World
 from tests.sharding.plan_example import Tables, cluster_of, placement_of, plan_of, use_of

@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from sharding.planning import topology
-from sharding.planning.topology import (
-    GIB,
-    MAX_RANKS,
-    PRESETS,
-    Cluster,
-    find_cluster,
-    host_memory,
-    read_cluster,
-    this_machine,
-)
+from sharding.planning.cluster_file import find_cluster, read_cluster
+from sharding.planning.topology import GIB, MAX_RANKS, PRESETS, Cluster, host_memory, this_machine
 from tests.sharding.plan_example import cluster_of
 
 UNEVEN = """
