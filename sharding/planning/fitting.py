@@ -1,7 +1,7 @@
 """The smallest cluster that holds a model, the largest batch that a cluster takes, what would mend a misfit.
 
-Plans cost milliseconds, since the dense part is measured once: clusters of a few nodes are tried one by one, larger ones
-and token budgets by growing steps and bisection.
+Plans cost milliseconds, since the dense part is measured once: clusters of a few nodes are tried one by one, larger
+ones and token budgets by growing steps and bisection.
 """
 
 from __future__ import annotations
