@@ -260,5 +260,8 @@ def _alter_after_resuming() -> None:
 
 
 def _move_one_number(shard: TableShard) -> None:
-    number = shard.weight_RD[-1, -1]
+    """The largest of a row that training has moved least: a larger step would round so small a difference away."""
+    moved_R = next(iter(shard.states.values())).view(shard.rows, -1).sum(dim=1)
+    row_D = shard.weight_RD[int(moved_R.argmin())]
+    number = row_D[int(row_D.abs().argmax())]
     number.copy_(torch.nextafter(number, torch.tensor(torch.inf)))
