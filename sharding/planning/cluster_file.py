@@ -1,10 +1,12 @@
 """The cluster that a configuration asks for: a preset, or one of one's own, a YAML file.
 
-like: h100                  # rates of a preset, any of which may be given anew below
-nodes:
-  - {count: 14, ranks: 8}                               # memory as in the preset
-  - {count: 2, ranks: 4, hbm_gib: 40, ddr_gib: 120}     # a smaller kind
-gb_per_s: {inter: 25}
+    like: h100                  # rates of a preset, any of which may be given anew below
+    nodes:
+      - {count: 14, ranks: 8}                               # memory as in the preset
+      - {count: 2, ranks: 4, hbm_gib: 40, ddr_gib: 120}     # a smaller kind
+    gb_per_s: {inter: 25}
+
+All keys stand in docs/sharding.md.
 """
 
 from __future__ import annotations
