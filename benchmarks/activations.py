@@ -17,9 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.harness import Findings, run, table
 from common.noise import quiet_known_warnings
@@ -27,6 +24,7 @@ from model.biases import Tokens, describe_tokens
 from model.config import AttentionConfig, BiasConfig, ModelConfig, TransformerConfig
 from model.hstu import HSTU
 from model.transformer import Transformer
+from sharding.planning.memory_watch import MemoryWatch
 
 HEAD_WIDTH = 64
 DEPTHS = (1, 3)
@@ -98,29 +96,6 @@ def make_tokens(config: ModelConfig, tokens: int) -> Tokens:
 # ── counting ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class NewStorages(TorchDispatchMode):
-    """Remembers, without keeping it, every memory block that operations return and that was not there before."""
-
-    def __init__(self, before: list[Tensor]) -> None:
-        super().__init__()
-        self._before = {tensor.untyped_storage().data_ptr() for tensor in before}
-        self._found: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the operation, look at what it returns."""
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage.data_ptr() not in self._before:
-                    self._found[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return result
-
-    def alive_bytes(self) -> int:
-        """Of what was found, what is still there."""
-        return sum(size for reference, size in self._found.values() if not reference.expired())
-
-
 @dataclass(frozen=True)
 class Kept:
     """Bytes after a forward: alive, by looking at memory; saved, by asking autograd (only where it keeps all)."""
@@ -132,9 +107,9 @@ class Kept:
 def kept_by(encoder: nn.Module, x_LD: Tensor, tokens: Tokens) -> Kept:
     """Run the forward of a training step, twice, and count what waits for the backward."""
     before = [x_LD, *encoder.parameters(), *encoder.buffers(), *_tensors(tokens)]
-    with NewStorages(before) as storages:
+    with MemoryWatch(before) as watch:
         out = encoder(x_LD, tokens)
-    alive = storages.alive_bytes() - out.untyped_storage().nbytes()
+    alive = watch.now() - out.untyped_storage().nbytes()
     ignored = {tensor.untyped_storage().data_ptr() for tensor in before}
     found: dict[int, int] = {}
 

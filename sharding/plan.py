@@ -37,17 +37,16 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     found = reach_goal(problem, config.goal)
     print(describe(found))
     mends = find_mends(dataclasses.replace(problem, cluster=found.cluster)) if found.shortages else []
-    about = {
+    content = found.to_plain() | {
         "config": to_plain(config),
         "seconds": round(time.perf_counter() - begin, 3),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
     }
     if config.out:
-        write_plan(Path(config.out), found, mends, **about)
+        write_plan(Path(config.out), content, mends)
         print(f"\n{config.out}/{PLAN}, {config.out}/{PLAN_PAGE}")
     if found.shortages:
         raise InputError(*describe_mends(found, mends))
-    content = found.to_plain() | about
     # `--json` prints the plan without its thousands of pieces.
     content["tables"] = [{key: value for key, value in table.items() if key != "pieces"} for table in content["tables"]]
     return content

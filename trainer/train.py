@@ -86,7 +86,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         telemetry = Telemetry(run, world, resume_step=progress.step if chain else None)
         telemetry.say(f"{describe_run(model, store, loader, world)}\n{describe_plan(survey)}{started_from}")
         if world.is_main:
-            write_plan(run, survey)
+            write_plan(run, survey.to_plain())
         checkpointer = Checkpointer(
             config.checkpoint,
             storage,

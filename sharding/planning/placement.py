@@ -179,25 +179,31 @@ def row_wise(model: nn.Module, world: World) -> Placement:
 
 
 def check_last_tables(placement: Placement) -> None:
-    """On the CPU FBGEMM 1.8 reads past its arrays when the last table of a kernel has no rows on some rank.
-
-    A kernel serves the tables of one collection that are cut alike.
+    """Refuse what `last_table_faults` finds.
 
     Raises:
         InputError: naming the tables.
     """
+    faults = last_table_faults(placement)
+    if faults:
+        raise InputError(*faults)
+
+
+def last_table_faults(placement: Placement) -> list[str]:
+    """On the CPU FBGEMM 1.8 reads past its arrays when the last table of a kernel has no rows on some rank.
+
+    A kernel serves the tables of one collection that are cut alike.
+    """
     if placement.device != "cpu":
-        return
+        return []
     last = {(table.module, table.sharding): table for table in placement.tables}
-    faults = [
+    return [
         f"table `{table.name}` has {table.rows} rows, too few for each of {len(table.pieces)} ranks to hold some; set "
         f"`sharding.tables.{table.name}.sharding=table-wise`, or use fewer ranks, or codes with more levels or more "
         f"codes a level"
         for table in last.values()
         if table.sharding in ("row-wise", "table-row-wise") and not all(piece.rows for piece in table.pieces)
     ]
-    if faults:
-        raise InputError(*faults)
 
 
 def table_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -13,7 +13,16 @@ from torch import nn
 from torchrec import EmbeddingBagCollection
 
 from common.errors import InputError
-from sharding.planning.placement import FORMAT, Piece, Placement, TablePlan, even_rows, table_modules, table_sizes
+from sharding.planning.placement import (
+    FORMAT,
+    Piece,
+    Placement,
+    TablePlan,
+    even_rows,
+    last_table_faults,
+    table_modules,
+    table_sizes,
+)
 from sharding.planning.policy import CACHED, KERNELS, PRECISIONS, SHARDINGS
 from sharding.planning.topology import MAX_RANKS
 
@@ -53,6 +62,8 @@ def read_placement(path: Path) -> Placement:
     faults = _faults_of_ranks(placement)
     if not faults:
         faults = [fault for table in placement.tables for fault in _faults(table, placement)]
+    if not faults:
+        faults = last_table_faults(placement)
     if faults:
         raise InputError(*(f"{path}: {fault}" for fault in faults))
     return placement
@@ -106,6 +117,10 @@ def _faults(table: TablePlan, placement: Placement) -> list[str]:
     faults = []
     if table.sharding not in SHARDINGS or table.kernel not in KERNELS:
         faults.append(f"{at}: sharding {table.sharding!r} with kernel {table.kernel!r} is not known")
+    if placement.device == "cpu" and table.kernel != "fused":
+        faults.append(f"{at}: kernel {table.kernel} needs GPUs; the plan is for the cpu")
+    if placement.communication == "int8" and table.pooled and table.sharding in ("row-wise", "table-row-wise"):
+        faults.append(f"{at}: cut {table.sharding}, its vectors are summed on their way, which int8 cannot do")
     if table.kernel in CACHED and not 0 < table.cache_load_factor <= 1:
         faults.append(f"{at}: cache_load_factor is {table.cache_load_factor}: a share above 0 and at most 1")
     outside = [

@@ -121,6 +121,12 @@ class ShardingConfig:
             for leaf in fields(TablePolicies)
             for fault in self.tables.of(leaf.name).faults(f"tables.{leaf.name}", self.policy)
         ]
+        decided = (self.policy, self.communication, self.tables)
+        if self.plan and decided != ("row-wise", "float32", TablePolicies()):
+            faults.append(
+                "`plan` names a plan to follow, which decides `policy`, `communication` and `tables`: leave these out, "
+                "or plan anew with them"
+            )
         if faults:
             raise InputError(*faults)
 

@@ -114,15 +114,16 @@ def survey(model: nn.Module, cluster: Cluster, config: ShardingConfig, workload:
 def survey_of(placement: Placement, cluster: Cluster, workload: Workload, *, reserved: int) -> Survey:
     """What follows from a placement that is given."""
     plain = plain_workload(workload)
+    traffic, plain_traffic = (exchanges(placement, cluster, step) for step in (workload, plain))
     return Survey(
         cluster,
         placement,
         workload,
         memory_of_ranks(placement, cluster, workload, reserved=reserved),
-        exchanges(placement, cluster, workload),
-        seconds_of_parts(placement, cluster, workload),
-        exchanges(placement, cluster, plain),
-        seconds_of_parts(placement, cluster, plain),
+        traffic,
+        seconds_of_parts(placement, cluster, workload, traffic),
+        plain_traffic,
+        seconds_of_parts(placement, cluster, plain, plain_traffic),
     )
 
 

@@ -76,12 +76,6 @@ class Cluster:
         """Of the smallest node: what TorchRec takes for every node's."""
         return min(node.ranks for node in self.nodes)
 
-    @property
-    def share_inside(self) -> float:
-        """Of all pairs of different ranks, those on one node: the share of an even AlltoAll that stays inside."""
-        pairs = self.num_ranks * (self.num_ranks - 1)
-        return sum(node.ranks * (node.ranks - 1) for node in self.nodes) / pairs if pairs else 1.0
-
     def memory(self, rank: int) -> Node:
         """The node of a rank, which says what the rank may use."""
         return self.nodes[self.node_of_rank[rank]]
@@ -107,7 +101,6 @@ class Preset:
     ranks: int
     node: Node
     rates: Rates
-    source: str
 
 
 def _gpu(
@@ -120,7 +113,6 @@ def _gpu(
     inter: float,
     float32: float,
     bf16: float,
-    source: str,
 ) -> Preset:
     return Preset(
         "cuda",
@@ -137,7 +129,6 @@ def _gpu(
             bf16=bf16 * 1e12,
             latency=15e-6,
         ),
-        source,
     )
 
 
@@ -151,7 +142,7 @@ PRESETS = {
         inter=25,
         float32=19.5,
         bf16=312,
-        source="DGX A100 320 GB: NVLink 3, a 200 Gbit/s adapter a GPU",
+        # DGX A100 320 GB: NVLink 3, a 200 Gbit/s adapter a GPU
     ),
     "a100-80": _gpu(
         80,
@@ -162,7 +153,7 @@ PRESETS = {
         inter=25,
         float32=19.5,
         bf16=312,
-        source="DGX A100 640 GB: NVLink 3, a 200 Gbit/s adapter a GPU",
+        # DGX A100 640 GB: NVLink 3, a 200 Gbit/s adapter a GPU
     ),
     "h100": _gpu(
         80,
@@ -173,7 +164,7 @@ PRESETS = {
         inter=50,
         float32=67,
         bf16=989,
-        source="DGX H100: NVLink 4, a 400 Gbit/s adapter a GPU",
+        # DGX H100: NVLink 4, a 400 Gbit/s adapter a GPU
     ),
     "h200": _gpu(
         141,
@@ -184,7 +175,7 @@ PRESETS = {
         inter=50,
         float32=67,
         bf16=989,
-        source="DGX H200: NVLink 4, a 400 Gbit/s adapter a GPU",
+        # DGX H200: NVLink 4, a 400 Gbit/s adapter a GPU
     ),
     "b200": _gpu(
         180,
@@ -195,7 +186,7 @@ PRESETS = {
         inter=50,
         float32=75,
         bf16=2250,
-        source="DGX B200: NVLink 5, a 400 Gbit/s adapter a GPU",
+        # DGX B200: NVLink 5, a 400 Gbit/s adapter a GPU
     ),
     "cpu": Preset(
         "cpu",
@@ -212,7 +203,7 @@ PRESETS = {
             bf16=200e9,
             latency=200e-6,
         ),
-        "one core of a server with AVX-512 and 16 GiB, gloo over loopback or 10 Gbit/s",
+        # one core of a server with AVX-512 and 16 GiB, gloo over loopback or 10 Gbit/s
     ),
 }
 

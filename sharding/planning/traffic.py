@@ -142,9 +142,14 @@ def exchanges(placement: Placement, cluster: Cluster, workload: Workload) -> lis
     ]
 
 
-def seconds_of_parts(placement: Placement, cluster: Cluster, workload: Workload) -> dict[str, float]:
-    """Seconds of each of `PARTS`, one after another; a trainer hides some behind others."""
-    tables = exchanges(placement, cluster, workload)
+def seconds_of_parts(
+    placement: Placement, cluster: Cluster, workload: Workload, tables: list[Exchange]
+) -> dict[str, float]:
+    """Seconds of each of `PARTS`, one after another; a trainer hides some behind others.
+
+    Args:
+        tables: what they send, by `exchanges`.
+    """
     rates, dense = cluster.rates, workload.dense
     look_up, update = _memory_seconds(placement, cluster, workload)
     ring = 2 * (cluster.num_ranks - 1) / cluster.num_ranks * 4 * dense.parameters

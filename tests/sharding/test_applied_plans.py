@@ -10,7 +10,17 @@ from sharding.apply import gather_table, shard_model, sharded_tables
 from sharding.planning.placement import Piece, Placement, TablePlan, even_rows, row_wise
 from sharding.world import World
 from tests.ranks import run_on_ranks
-from tests.sharding.test_apply import EPSILON, RATE, ROWS, STEPS, WIDTH, Tables, features_of, initial_rows
+from tests.sharding.test_apply import (
+    EPSILON,
+    RATE,
+    ROWS,
+    STEPS,
+    WIDTH,
+    Tables,
+    features_of,
+    initial_rows,
+    train_unsharded,
+)
 
 COLUMNS = 4
 CASES = [
@@ -72,29 +82,6 @@ def _gathered(model: object, placement: Placement, world: World) -> dict[str, Te
     return found
 
 
-def train_whole(ranks: int, columns: int) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
-    """All ranks' batches in one process; an accumulator for each row of each piece of `columns` columns."""
-    model = Tables("cpu")
-    tables = {name: bag.weight for name, bag in model.ebc.embedding_bags.items()}
-    with torch.no_grad():
-        for name, table in tables.items():
-            table.copy_(initial_rows(name, 0, ROWS[name], WIDTH))
-    momentum = {name: torch.zeros(rows, WIDTH // columns, 1) for name, rows in ROWS.items()}
-    outputs = []
-    for step in range(STEPS):
-        results = [model(features_of(step, rank)) for rank in range(ranks)]
-        outputs.append([pooled.detach().clone() for _, pooled in results])
-        model.zero_grad()
-        torch.stack([loss for loss, _ in results]).mean().backward()
-        with torch.no_grad():
-            for name, table in tables.items():
-                assert table.grad is not None
-                grad = table.grad.view(ROWS[name], -1, columns)
-                momentum[name] += grad.square().mean(dim=2, keepdim=True)
-                table -= (RATE * grad / (momentum[name].sqrt() + EPSILON)).view_as(table)
-    return outputs, {name: table.detach() for name, table in tables.items()}
-
-
 @pytest.fixture(scope="module")
 def trained() -> list[list[tuple[list[Tensor], dict[str, Tensor] | None]]]:
     return run_on_ranks(2, train_sharded)
@@ -105,7 +92,7 @@ def test_a_table_is_the_same_however_it_is_cut(
     trained: list[list[tuple[list[Tensor], dict[str, Tensor] | None]]], case: int
 ) -> None:
     sharding, communication = CASES[case]
-    expected_outputs, expected_tables = train_whole(2, COLUMNS if sharding == "column-wise" else WIDTH)
+    expected_outputs, expected_tables = train_unsharded(2, COLUMNS if sharding == "column-wise" else WIDTH)
     tolerance = TOLERANCE[communication]
     errors = []
     for rank in range(2):
@@ -123,5 +110,5 @@ def test_a_table_is_the_same_however_it_is_cut(
 
 def test_another_optimizer_where_columns_are_apart() -> None:
     """What the documentation warns of: pieces of columns have accumulators of their own."""
-    whole, pieces = (train_whole(2, columns)[1] for columns in (WIDTH, COLUMNS))
+    whole, pieces = (train_unsharded(2, columns)[1] for columns in (WIDTH, COLUMNS))
     assert any(not torch.allclose(whole[name], pieces[name], atol=1e-3) for name in ROWS)

@@ -68,14 +68,17 @@ def train_sharded(world: World) -> tuple[list[Tensor], dict[str, Tensor] | None]
     return outputs, gathered if world.is_main else None  # type: ignore[return-value]
 
 
-def train_unsharded(ranks: int) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
-    """The obvious implementation: all ranks' batches in one process, row-wise Adagrad written out."""
+def train_unsharded(ranks: int, columns: int = WIDTH) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
+    """The obvious implementation: all ranks' batches in one process, row-wise Adagrad written out.
+
+    An accumulator for each row of each piece of `columns` columns.
+    """
     model = Tables("cpu")
     tables = {name: bag.weight for name, bag in model.ebc.embedding_bags.items()}
     with torch.no_grad():
         for name, table in tables.items():
             table.copy_(initial_rows(name, 0, ROWS[name], WIDTH))
-    momentum = {name: torch.zeros(rows) for name, rows in ROWS.items()}
+    momentum = {name: torch.zeros(rows, WIDTH // columns, 1) for name, rows in ROWS.items()}
     outputs = []
     for step in range(STEPS):
         results = [model(features_of(step, rank)) for rank in range(ranks)]
@@ -85,10 +88,9 @@ def train_unsharded(ranks: int) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
         with torch.no_grad():
             for name, table in tables.items():
                 assert table.grad is not None
-                momentum[name] += table.grad.square().mean(dim=1)
-                touched = table.grad.abs().sum(dim=1) > 0
-                step_size = RATE / (momentum[name].sqrt() + EPSILON)
-                table[touched] -= (step_size[:, None] * table.grad)[touched]
+                grad = table.grad.view(ROWS[name], -1, columns)
+                momentum[name] += grad.square().mean(dim=2, keepdim=True)
+                table -= (RATE * grad / (momentum[name].sqrt() + EPSILON)).view_as(table)
     return outputs, {name: table.detach() for name, table in tables.items()}
 
 

@@ -102,6 +102,13 @@ def set_piece(index: int, piece: int, at: int, value: Any) -> Change:
     return change
 
 
+def on_the_cpu(plan: dict[str, Any]) -> None:
+    """All in one memory, where the last rank holds no item."""
+    plan["device"] = "cpu"
+    for table in plan["tables"]:
+        table |= {"kernel": "fused", "cache_load_factor": 0.0}
+
+
 DAMAGED: list[tuple[Change, str]] = [
     (lambda plan: plan.pop("tables"), "not a plan: KeyError 'tables'"),
     (lambda plan: plan.update(tables=[]), "has no tables"),
@@ -139,6 +146,9 @@ DAMAGED: list[tuple[Change, str]] = [
     (set_in(3, "sharding", "table-row-wise"), "`rq`: its pieces are not those .* cut table-row-wise"),
     (set_in(2, "pieces", [[2, 4, 5, 0, 8], [3, 0, 4, 0, 8]]), "`artist_remainder`: .* that is cut table-row-wise"),
     (set_piece(2, 1, 0, 1), "`artist_remainder`: its pieces are not those .* cut table-row-wise"),
+    (lambda plan: plan.update(device="cpu"), "`artist_quotient`: kernel uvm needs GPUs; the plan is for the cpu"),
+    (lambda plan: plan.update(communication="int8"), "`artist_remainder`: cut table-row-wise, .* which int8 cannot do"),
+    (lambda plan: on_the_cpu(plan), "table `item` has 9 rows, too few for each of 4 ranks"),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from common.errors import InputError
@@ -31,6 +33,20 @@ def test_names_are_ours_and_each_is_one_of_torchrecs() -> None:
 def test_a_cache_has_a_size_where_there_is_one(kernel: str) -> None:
     assert TablePolicy(kernel=kernel, cache_load_factor=1.0).faults("t", "row-wise") == []
     assert TablePolicy(kernel=kernel, cache_load_factor=0.01).faults("t", "row-wise") == []
+
+
+@pytest.mark.parametrize(
+    "decided",
+    [
+        ShardingConfig(policy="auto"),
+        ShardingConfig(communication="float16"),
+        ShardingConfig(tables=TablePolicies(rq=TablePolicy(sharding="table-wise"))),
+    ],
+)
+def test_a_plan_to_follow_leaves_nothing_to_decide(decided: ShardingConfig) -> None:
+    with pytest.raises(InputError, match="`plan` names a plan to follow, which decides"):
+        dataclasses.replace(decided, plan="plan.json")
+    assert dataclasses.replace(ShardingConfig(reserved_gib=1.0), plan="plan.json").plan == "plan.json"
 
 
 def test_every_fault_of_every_table_at_once() -> None:

@@ -16,7 +16,6 @@ from common.errors import InputError
 from sharding.planning import topology
 from sharding.planning.cluster_file import find_cluster, read_cluster
 from sharding.planning.topology import GIB, MAX_RANKS, PRESETS, Cluster, host_memory, this_machine
-from tests.sharding.plan_example import cluster_of
 
 UNEVEN = """
 like: a100-80
@@ -61,13 +60,6 @@ def test_a_file_says_nodes_and_what_differs_from_a_preset(tmp_path: Path) -> Non
     )
     with pytest.raises(InputError, match="says how many there are: set nodes=0 ranks_per_node=0"):
         find_cluster(str(tmp_path / "cluster.yaml"), 2, 0)
-
-
-def test_pairs_of_ranks_on_one_node() -> None:
-    assert cluster_of(2, 2).share_inside == pytest.approx(4 / 12)
-    assert cluster_of(3, 1).share_inside == pytest.approx(6 / 12)
-    assert cluster_of(8).share_inside == 1.0
-    assert cluster_of(1).share_inside == 1.0
 
 
 def test_all_faults_of_a_file_at_once(tmp_path: Path) -> None:

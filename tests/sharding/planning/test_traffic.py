@@ -94,7 +94,7 @@ def test_on_one_rank_nothing_travels(cut: str) -> None:
     placement = placement_of(cluster, table)
     (found,) = exchanges(placement, cluster, workload)
     assert found.total == 0
-    seconds = seconds_of_parts(placement, cluster, workload)
+    seconds = seconds_of_parts(placement, cluster, workload, exchanges(placement, cluster, workload))
     assert {part for part, time in seconds.items() if not time} == {"ids", "forward", "all_reduce", "backward"}
 
 
@@ -126,7 +126,8 @@ def test_an_exchange_takes_as_long_as_its_slowest_rank_on_its_slowest_link() -> 
 def test_seconds_of_a_step_by_hand() -> None:
     cluster: Cluster = CLUSTER
     workload = workload_of(SUMS, ROWS)
-    seconds = seconds_of_parts(placement_of(cluster, quarters(SUMS), quarters(ROWS)), cluster, workload)
+    placement = placement_of(cluster, quarters(SUMS), quarters(ROWS))
+    seconds = seconds_of_parts(placement, cluster, workload, exchanges(placement, cluster, workload))
     rates = cluster.rates
     assert seconds["ids"] == pytest.approx(rates.latency + (128 + 64) / rates.inter)
     assert seconds["forward"] == pytest.approx(rates.latency + (320 + 192) / rates.inter)
