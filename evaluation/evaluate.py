@@ -33,13 +33,13 @@ from evaluation.report import render_report
 from model.config import BACKENDS, ModelConfig
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.trie import CodeTrie
-from serving.beam import BeamEngine
 from serving.checkpoints.manifest import Manifest, step_folder
 from serving.checkpoints.model import check_belongs, code_table_path, find_chain, load_model, run_storage
-from serving.engine import Engine, ranked_catalogue
-from serving.exact import ExactEngine
-from serving.index import FaissEngine
-from serving.popular import MostPopularEngine
+from serving.engines.base import Engine, ranked_catalogue
+from serving.engines.beam import BeamEngine
+from serving.engines.decoded import FaissEngine
+from serving.engines.exact import ExactEngine
+from serving.engines.popular import MostPopularEngine
 from sharding.world import World, open_world
 
 

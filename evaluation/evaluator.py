@@ -25,7 +25,7 @@ from data.ranges import positions_of
 from data.schema import ITEM
 from data.sequences import Windows
 from evaluation import metrics
-from serving.engine import Engine, Query
+from serving.engines.base import Engine, Query
 from sharding.world import World
 
 _KEPT = max(metrics.COVERAGE_DEPTHS)

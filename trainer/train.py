@@ -31,8 +31,8 @@ from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.trie import CodeTrie
 from serving.checkpoints.manifest import Manifest, blank_manifest
 from serving.checkpoints.model import build_sharded
-from serving.engine import ranked_catalogue
-from serving.exact import ExactEngine
+from serving.engines.base import ranked_catalogue
+from serving.engines.exact import ExactEngine
 from sharding.apply import sharded_tables
 from sharding.job import describe_plan, plan_job
 from sharding.planning.plan_files import write_plan

@@ -23,7 +23,7 @@ from data.sequences import request_windows
 from data.sources.base import Catalogue, Embeddings, Groups, Histories
 from data.store_writer import write_event_store
 from evaluation.evaluator import Evaluation, evaluate_windows
-from serving.engine import Query, RankedCatalogue
+from serving.engines.base import Query, RankedCatalogue
 from sharding.world import World
 
 LEVELS, CODES = 2, 8
@@ -103,6 +103,8 @@ class WindowModel(nn.Module):
 
 class ToldEngine:
     """Scores items by a table with a row a window; what a user has seen is left out as in every engine."""
+
+    log_probabilities = False
 
     def __init__(self, scores_UN: Tensor, name: str = "told") -> None:
         self.name, self.scores_UN = name, scores_UN

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import serving.beam
+import serving.engines.beam
 from semantic_ids.codes.trie import CodeTrie
-from serving.beam import BeamEngine
-from serving.engine import ranked_catalogue
-from serving.exact import ExactEngine
-from tests.serving.helpers import Case, cases, code_table, hidden, log_probability, make_heads, query_of
+from serving.engines.base import ranked_catalogue
+from serving.engines.beam import BeamEngine
+from serving.engines.exact import ExactEngine
+from tests.serving.engines.helpers import Case, cases, code_table, hidden, log_probability, make_heads, query_of
 
 CPU = torch.device("cpu")
 
@@ -88,7 +88,7 @@ def test_blocks_of_users_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     case = larger_case(seed=7)
     whole = engine_of(case, width=5).retrieve(case.query, 8)
     for logits in (1, 2 * 8 * 12, 4 * 8 * 12):
-        monkeypatch.setitem(serving.beam._BLOCK_LOGITS, "cpu", logits)
+        monkeypatch.setitem(serving.engines.beam._BLOCK_LOGITS, "cpu", logits)
         items, scores = engine_of(case, width=5).retrieve(case.query, 8)
         assert torch.equal(items, whole[0])
         torch.testing.assert_close(scores, whole[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving.engine import Query, RankedCatalogue, plays_order
+from serving.engines.base import Query, RankedCatalogue, plays_order
 
 
 class MostPopularEngine:
@@ -15,6 +15,7 @@ class MostPopularEngine:
     """
 
     name = "mostpop"
+    log_probabilities = False
 
     def __init__(self, training_plays_N: Tensor) -> None:
         everything = torch.ones_like(training_plays_N, dtype=torch.bool)
@@ -22,5 +23,5 @@ class MostPopularEngine:
         self.plays_N = training_plays_N[self.catalogue.item_order].float()
 
     def retrieve(self, query: Query, k: int) -> tuple[Tensor, Tensor]:
-        """See `serving.engine.Engine`; scores are numbers of plays."""
+        """See `serving.engines.base.Engine`; scores are numbers of plays."""
         return self.catalogue.top(self.plays_N.repeat(query.num_users, 1), query, k)

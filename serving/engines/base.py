@@ -1,7 +1,7 @@
 """What every retrieval engine takes and gives.
 
-B users in the batch · D model width · K list length · N items in the catalogue · n items that may be returned ·
-M candidates a user.
+B users in the batch · D model width · K list length · N items of the store · n items that may be returned · M candidates a
+user · h events of the users' histories.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,18 +18,44 @@ from semantic_ids.codes.code_table import CodeTable
 
 
 @dataclass(frozen=True)
+class History:
+    """What users did before they ask, oldest event first, user after user.
+
+    Args:
+        offsets_B1: int64 [B + 1], where each user's events begin and end.
+        items_h: int64, item indices.
+        times_h: int64, seconds.
+        request_times_B: int64, when each user asks, seconds.
+    """
+
+    offsets_B1: Tensor
+    items_h: Tensor
+    times_h: Tensor
+    request_times_B: Tensor
+
+    @property
+    def rows_h(self) -> Tensor:
+        """Position in the batch of each event's user."""
+        users = torch.arange(len(self.request_times_B), device=self.offsets_B1.device)
+        return users.repeat_interleave(self.offsets_B1.diff())
+
+
+@dataclass(frozen=True)
 class Query:
     """A batch of users who want recommendations.
 
     Args:
-        hidden_BD: the model's L2-normalised output at each user's newest token.
-        seen_rows: [n] positions in the batch, ascending; with `seen_items` the pairs that must not be returned.
-        seen_items: [n] item indices.
+        hidden_BD: the model's L2-normalised output at each user's newest token; of no columns where there is no model.
+        excluded_rows: [n] positions in the batch, ascending; with `excluded_items` the pairs that must not be returned:
+            what a user has seen, where that is wanted, and what is denied to this user.
+        excluded_items: [n] item indices; a pair may come more than once.
+        history: for engines that read it themselves; None where no engine does.
     """
 
     hidden_BD: Tensor
-    seen_rows: Tensor
-    seen_items: Tensor
+    excluded_rows: Tensor
+    excluded_items: Tensor
+    history: History | None = None
 
     @property
     def num_users(self) -> int:
@@ -36,9 +64,15 @@ class Query:
 
 
 class Engine(Protocol):
-    """Returns, for each user, the best K items not seen, best first."""
+    """Returns, for each user, the best K items that may be returned, best first.
+
+    Nothing is taken out of a list afterwards: an engine that is asked for K items returns K, wherever there are as many
+    in its catalogue that are not excluded for the user. `log_probabilities` says whether scores are the model's
+    log-probabilities of being the next item, so that they can be held against what happened.
+    """
 
     name: str
+    log_probabilities: bool
 
     def retrieve(self, query: Query, k: int) -> tuple[Tensor, Tensor]:
         """Item indices [B, K] (−1 where fewer than K are left) and their scores [B, K] (−inf there)."""
@@ -65,10 +99,13 @@ class RankedCatalogue:
         return len(self.item_order)
 
     def top(self, scores_Bn: Tensor, query: Query, k: int) -> tuple[Tensor, Tensor]:
-        """The best k unseen columns as items; `scores_Bn` has a column an item of `item_order` and is overwritten."""
-        columns = self.column_of_item[query.seen_items]
+        """The best k columns that are not excluded, as items.
+
+        `scores_Bn` has a column an item of `item_order` and is overwritten.
+        """
+        columns = self.column_of_item[query.excluded_items]
         returnable = columns >= 0
-        scores_Bn[query.seen_rows[returnable], columns[returnable]] = -torch.inf
+        scores_Bn[query.excluded_rows[returnable], columns[returnable]] = -torch.inf
         return self._best(torch.arange(self.size, device=scores_Bn.device).expand_as(scores_Bn), scores_Bn, k)
 
     def top_of(self, columns_BM: Tensor, scores_BM: Tensor, query: Query, k: int) -> tuple[Tensor, Tensor]:
@@ -77,9 +114,9 @@ class RankedCatalogue:
         A column may come several times; its best score counts.
         """
         rows = torch.arange(len(columns_BM), device=columns_BM.device)[:, None]
-        seen = query.seen_rows * self.size + self.column_of_item[query.seen_items]
-        seen = seen[self.column_of_item[query.seen_items] >= 0]
-        scores = scores_BM.masked_fill(torch.isin(rows * self.size + columns_BM, seen), -torch.inf)
+        excluded = query.excluded_rows * self.size + self.column_of_item[query.excluded_items]
+        excluded = excluded[self.column_of_item[query.excluded_items] >= 0]
+        scores = scores_BM.masked_fill(torch.isin(rows * self.size + columns_BM, excluded), -torch.inf)
         scores, order = torch.sort(scores, dim=1, descending=True)
         columns, by_column = torch.sort(columns_BM.gather(1, order), dim=1, stable=True)
         scores = scores.gather(1, by_column)
@@ -96,9 +133,18 @@ class RankedCatalogue:
         return _pad_columns(items, k, -1), _pad_columns(scores, k, -torch.inf)
 
 
-def ranked_catalogue(codes: CodeTable, device: torch.device) -> RankedCatalogue:
-    """The known items of a code table. Unknown items share one tuple, so no engine could tell them apart."""
-    order = plays_order(torch.tensor(codes.training_plays_N), torch.tensor(codes.known_N))
+def ranked_catalogue(
+    codes: CodeTable, device: torch.device, denied: npt.NDArray[np.int64] | None = None
+) -> RankedCatalogue:
+    """The known items of a code table. Unknown items share one tuple, so no engine could tell them apart.
+
+    Args:
+        denied: item indices that nobody may be given.
+    """
+    returnable_N = torch.tensor(codes.known_N)
+    if denied is not None:
+        returnable_N[torch.from_numpy(denied)] = False
+    order = plays_order(torch.tensor(codes.training_plays_N), returnable_N)
     return RankedCatalogue(order.to(device), len(codes.known_N))
 
 

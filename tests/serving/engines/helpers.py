@@ -17,7 +17,7 @@ from model.config import HeadsConfig, Vocabulary
 from model.heads import CascadedHeads
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.code_table_files import Manifest
-from serving.engine import Query
+from serving.engines.base import Query
 
 WIDTH = 6
 

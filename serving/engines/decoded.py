@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.heads import CascadedHeads
 from semantic_ids.codes.code_table import CodeTable
-from serving.engine import Query, RankedCatalogue
+from serving.engines.base import Query, RankedCatalogue
 
 BEAMS = 32
 """Code tuples decoded a user. More find more of what stands deep in the list, and cost in proportion."""
@@ -36,6 +36,7 @@ class FaissEngine:
     """
 
     name = "faiss"
+    log_probabilities = False
 
     def __init__(
         self,
@@ -76,11 +77,11 @@ class FaissEngine:
         return vectors_Bbd, log_p_Bb
 
     def retrieve(self, query: Query, k: int) -> tuple[Tensor, Tensor]:
-        """See `serving.engine.Engine`."""
+        """See `serving.engines.base.Engine`."""
         vectors_Bbd, log_p_Bb = self.decode(query.hidden_BD)
         # So deep, the best beam alone gives every user k unseen items. Going deeper than a user needs, because another
         # user in the batch does, changes nothing: what a beam adds then is worse than k items that it has given.
-        depth = k + int(torch.bincount(query.seen_rows, minlength=1).max())
+        depth = k + int(torch.bincount(query.excluded_rows, minlength=1).max())
         best = self._search(vectors_Bbd[:, :1], log_p_Bb[:, :1], depth)
         others = self._search(vectors_Bbd[:, 1:], log_p_Bb[:, 1:], min(depth, self.near))
         columns_BM, scores_BM = (torch.cat(parts, dim=1) for parts in zip(best, others, strict=True))

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from semantic_ids.codes.trie import CodeTrie
-from serving.beam import BeamEngine
-from serving.engine import Engine, RankedCatalogue, ranked_catalogue
-from serving.exact import ExactEngine
-from serving.index import FaissEngine
-from serving.popular import MostPopularEngine
-from tests.serving.helpers import Case, cases, hidden, query_of
+from serving.engines.base import Engine, RankedCatalogue, ranked_catalogue
+from serving.engines.beam import BeamEngine
+from serving.engines.decoded import FaissEngine
+from serving.engines.exact import ExactEngine
+from serving.engines.popular import MostPopularEngine
+from tests.serving.engines.helpers import Case, cases, hidden, query_of
 
 CPU = torch.device("cpu")
 

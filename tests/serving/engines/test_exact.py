@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-import serving.exact
+import serving.engines.exact
 from semantic_ids.codes.trie import CodeTrie
-from serving.engine import ranked_catalogue
-from serving.exact import ExactEngine
-from tests.serving.helpers import Case, cases, code_table, hidden, log_probability, make_heads, query_of
+from serving.engines.base import ranked_catalogue
+from serving.engines.exact import ExactEngine
+from tests.serving.engines.helpers import Case, cases, code_table, hidden, log_probability, make_heads, query_of
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def test_blocks_of_prefixes_change_nothing(users: int, monkeypatch: pytest.Monke
     engine = engine_of(case)
     whole = engine.scores(case.hidden_BD)
     for logits in (1, users * 8 * 3, users * 8 * 64):
-        monkeypatch.setitem(serving.exact._BLOCK_LOGITS, "cpu", logits)
+        monkeypatch.setitem(serving.engines.exact._BLOCK_LOGITS, "cpu", logits)
         torch.testing.assert_close(engine.scores(case.hidden_BD), whole)
 
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 
 from semantic_ids.codes.trie import CodeTrie
-from serving.engine import ranked_catalogue
-from serving.exact import ExactEngine
-from serving.index import FaissEngine
-from tests.serving.helpers import Case, cases, code_table, hidden, log_probability, make_heads, query_of
+from serving.engines.base import ranked_catalogue
+from serving.engines.decoded import FaissEngine
+from serving.engines.exact import ExactEngine
+from tests.serving.engines.helpers import Case, cases, code_table, hidden, log_probability, make_heads, query_of
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from model.heads import CascadedHeads
 from semantic_ids.codes.trie import CodeTrie
 from semantic_ids.codes.trie_steps import Beams, TrieSteps
-from serving.engine import Query, RankedCatalogue
+from serving.engines.base import Query, RankedCatalogue
 
 WIDTH = 50
 """Beams kept a user, or as many as items are asked for, if that is more."""
@@ -45,6 +45,7 @@ class BeamEngine:
     """
 
     name = "beam"
+    log_probabilities = True
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class BeamEngine:
 
     @torch.no_grad()
     def retrieve(self, query: Query, k: int) -> tuple[Tensor, Tensor]:
-        """See `serving.engine.Engine`; of the places after `deepest`, none is filled."""
+        """See `serving.engines.base.Engine`; of the places after `deepest`, none is filled."""
         asked = min(k, self.deepest)
         width = max(self.width, asked)
         used_up = [torch.from_numpy(keys).to(query.hidden_BD.device) for keys in self._used_up(query)]
@@ -120,7 +121,7 @@ class BeamEngine:
 
     def _used_up(self, query: Query) -> list[Indices]:
         """Of each level, the nodes below which a user has seen everything: user · M + node, ascending."""
-        rows, items = query.seen_rows.cpu().numpy(), query.seen_items.cpu().numpy()
+        rows, items = query.excluded_rows.cpu().numpy(), query.excluded_items.cpu().numpy()
         seen_S = np.unique(rows * self.trie.num_items + items)
         rows_S, items_S = seen_S // self.trie.num_items, seen_S % self.trie.num_items
         nodes_S = self._leaf_N[items_S].astype(np.int64)

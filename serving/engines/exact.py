@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.heads import CascadedHeads
 from semantic_ids.codes.trie import CodeTrie
-from serving.engine import Query, RankedCatalogue
+from serving.engines.base import Query, RankedCatalogue
 
 _BLOCK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Logits held at once, by kind of device: on the CPU a megabyte, so that a block is still in the cache when it is
@@ -27,6 +27,7 @@ class ExactEngine:
     """
 
     name = "exact"
+    log_probabilities = True
 
     def __init__(self, heads: CascadedHeads, trie: CodeTrie, catalogue: RankedCatalogue) -> None:
         device = catalogue.item_order.device
@@ -66,5 +67,5 @@ class ExactEngine:
 
     @torch.no_grad()
     def retrieve(self, query: Query, k: int) -> tuple[Tensor, Tensor]:
-        """See `serving.engine.Engine`."""
+        """See `serving.engines.base.Engine`."""
         return self.catalogue.top(self.scores(query.hidden_BD), query, k)

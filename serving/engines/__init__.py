@@ -1,0 +1,1 @@
+"""Retrieval: engines that turn users into ranked items, behind one interface."""
