@@ -30,7 +30,7 @@ import yaml
 
 from benchmarks.harness import RESULTS, ROOT, commit, machine, table, write_page
 from common.progress import Progress
-from evaluation.metrics import hit, ndcg
+from evaluation.old_metrics import hit, ndcg
 from evaluation.outputs import RANKS, output_path
 
 SAMPLES = 2000

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from benchmarks import harness
 from benchmarks.harness import ROOT, Findings, table
 from common.progress import Progress
-from evaluation.metrics import ndcg
+from evaluation.old_metrics import ndcg
 from evaluation.outputs import RANKS, output_path
 
 CONFIG = "configs/movielens-100k.yaml"

@@ -26,7 +26,7 @@ from common.noise import quiet_known_warnings
 from data.event_store import EventStore
 from data.loader import Loader, item_features
 from data.sequences import request_windows
-from evaluation import metrics
+from evaluation import old_metrics as metrics
 from evaluation.evaluator import Evaluation, evaluate_windows
 from evaluation.outputs import EVENTS, FIGURES, RANKS, REPORT, output_path
 from evaluation.report import render_report

@@ -24,7 +24,7 @@ from data.loader import Loader
 from data.ranges import positions_of
 from data.schema import ITEM
 from data.sequences import Windows
-from evaluation import metrics
+from evaluation import old_metrics as metrics
 from serving.engines.base import Engine, Query
 from sharding.world import World
 

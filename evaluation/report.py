@@ -12,7 +12,7 @@ from typing import Any
 from common.charts import Series, bar_chart, line_chart
 from common.errors import InputError
 from common.html_page import cards, figure, heading, note, page, side_by_side
-from evaluation import metrics
+from evaluation import old_metrics as metrics
 from sharding.planning.picture import plan_sections
 from sharding.planning.plan_files import PLAN
 

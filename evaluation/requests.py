@@ -3,7 +3,7 @@
     next       each user asks once, at the time of the first held-out event: what is that event's item?
     period     each user asks once, when the held-out period begins: which items follow in all of it?
     daily      each user asks at the beginning of every day of the held-out period, with everything before that day in
-               the history, and is held against that day: a service whose model stays the same and whose histories do not
+               the history, and is held against that day: a service whose model stays and whose histories grow
     yambda     as period; with the metrics of Yambda's own code (`evaluation.metrics.yambda`)
 
 R requests · U users · E events · T targets.

@@ -1,7 +1,7 @@
 """What every retrieval engine takes and gives.
 
-B users in the batch · D model width · K list length · N items of the store · n items that may be returned · M candidates a
-user · h events of the users' histories.
+B users in the batch · D model width · K list length · N items of the store · n items that may be returned · M
+candidates a user · h events of the users' histories.
 """
 
 from __future__ import annotations

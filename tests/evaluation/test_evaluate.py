@@ -15,7 +15,8 @@ import torch
 
 from common.storage import LocalStorage
 from data.event_store import EventStore
-from evaluation import evaluate, metrics
+from evaluation import evaluate
+from evaluation import old_metrics as metrics
 from model.config import ModelConfig
 from semantic_ids import fit
 from semantic_ids.codes.code_table import CodeTable

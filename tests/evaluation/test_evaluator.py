@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation import metrics
+from evaluation import old_metrics as metrics
 from evaluation.evaluator import Evaluation
 from sharding.world import World, open_world
 from tests.evaluation.helpers import (

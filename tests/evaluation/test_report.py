@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import InputError
-from evaluation import metrics
+from evaluation import old_metrics as metrics
 from evaluation.report import render_report
 from tests.common.html_reader import Page
 

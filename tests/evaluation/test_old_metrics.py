@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
-from evaluation import metrics
+from evaluation import old_metrics as metrics
 
 RANKS = np.array([1, 2, 3, 10, 11, 50, 51, 200, 201, 0])
 
