@@ -48,6 +48,7 @@ bench: $(STAMP)
 	$(RUN) -m benchmarks.activations --quick
 	$(RUN) -m benchmarks.semantic_ids --quick
 	$(RUN) -m benchmarks.sharding --quick
+	$(RUN) -m benchmarks.retrieval --quick
 	$(RUN) -m benchmarks.checkpoint --quick
 	$(RUN) -m benchmarks.crash --quick
 

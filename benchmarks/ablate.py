@@ -5,7 +5,8 @@
 Trains every variant with every seed and evaluates it (what is finished is kept), on the validation events, by which
 choices are made, and on the test events, which tell what the choices are worth. The difference of a variant to the
 first has an interval from a paired bootstrap: users are drawn anew, and seeds within them, the same for both sides.
-Writes `benchmarks/results/ablate-NAME.json`, `.md` and a picture, `.svg`.
+Writes `benchmarks/results/ablate-NAME.json`, `.md` and a picture, `.svg`. The report of an evaluation shows the JSON
+page (`ablations=`).
 
 S seeds · U users asked.
 """
@@ -13,6 +14,7 @@ S seeds · U users asked.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -25,20 +27,19 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import yaml
 
 from benchmarks.harness import RESULTS, ROOT, commit, machine, table, write_page
+from common.files import write_json_atomically
 from common.progress import Progress
-from evaluation.old_metrics import hit, ndcg
-from evaluation.outputs import RANKS, output_path
+from evaluation.metrics.ranking import metrics_of_places
+from evaluation.outputs import RANKS, output_path, read_ranks
 
 SAMPLES = 2000
 DEPTH = 10
 _WARM_UP = 0.15
 """Share of a stream's steps that its mean loss leaves out."""
 
-METRICS = {"ndcg": ndcg, "hr": hit}
 COLOURS = {"validation": "#2462c8", "test": "#b06a10"}
 
 
@@ -166,9 +167,17 @@ def _call(arguments: list[str]) -> None:
 
 
 def scores_of(plan: Plan, variant: str, events: str) -> np.ndarray:
-    """The metric of exact scoring, [S, U]."""
+    """The metric of exact scoring by seed and request, [S, U]."""
     files = [output_path(plan.folder(variant, seed), RANKS, events) for seed in plan.seeds]
-    return np.stack([METRICS[plan.metric](pq.read_table(file)["exact"].to_numpy(), DEPTH) for file in files])
+    return np.stack([request_scores(file, f"{plan.metric}@{DEPTH}") for file in files])
+
+
+def request_scores(file: Path, metric: str, engine: str = "exact") -> np.ndarray:
+    """A metric of every request of an evaluation, from its `ranks.parquet`."""
+    ranks = read_ranks(file)
+    metrics = metrics_of_places(ranks.places[engine], ranks.targets.offsets_R1, ranks.about["depth"])
+    values_R: np.ndarray = metrics[metric]
+    return values_R
 
 
 def stream_losses(plan: Plan, variant: str) -> list[float]:
@@ -233,6 +242,9 @@ def write(config: Path, plan: Plan, differences: list[Difference], seconds: floa
     sections = [("Variants", f"{about}\n\n{text}\n\n![differences]({name}.svg)")]
     write_page(name, about_run, figures, sections, f"python -m benchmarks.ablate --config {config}")
     (RESULTS / f"{name}.svg").write_text(picture(differences, metric), encoding="utf-8")
+    page = RESULTS / f"{name}.json"
+    content = json.loads(page.read_text(encoding="utf-8"))
+    write_json_atomically(page, content | {"differences": [dataclasses.asdict(one) for one in differences]})
 
 
 def picture(differences: Sequence[Difference], metric: str) -> str:

@@ -14,12 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from benchmarks import harness
+from benchmarks.ablate import request_scores
 from benchmarks.harness import ROOT, Findings, table
 from common.progress import Progress
-from evaluation.old_metrics import ndcg
 from evaluation.outputs import RANKS, output_path
 
 CONFIG = "configs/movielens-100k.yaml"
@@ -85,7 +84,7 @@ def _train(run: Path, keys: list[str], values: str, times: int, steps: int) -> n
     for part in range(times + 1):
         _call([*common, f"max_steps={steps * (part + 1) // (times + 1)}"])
     _call(["evaluation.evaluate", f"run={run}", "checkpoint=latest", "bootstrap=1", *keys])
-    return ndcg(pq.read_table(output_path(run, RANKS, "test"))["exact"].to_numpy(), 10)
+    return request_scores(output_path(run, RANKS, "test"), "ndcg@10")
 
 
 def _call(arguments: list[str]) -> None:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.storage import LocalStorage
+from evaluation import validation
 from sharding.tables import TableShard, table_shards
 from trainer import loop, train
 from trainer.checkpoint import writing
@@ -193,7 +194,7 @@ def _take_notes(facts: Any, state: Path, *, alter: bool) -> None:
         setattr(owner, name, noted)
 
     note(loop.Trainer, "_train", PLACE, TRAINING)
-    note(train.Validation, "__call__", PLACE, VALIDATION, TRAINING)
+    note(validation.Validation, "__call__", PLACE, VALIDATION, TRAINING)
     note(Checkpointer, "finish", PLACE, END)
     note(writing.Writing, "_write_own", WRITE, FILES, MANIFEST)
     note(LocalStorage, "replace", WRITE, MANIFEST, TIDYING)

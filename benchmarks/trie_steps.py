@@ -20,7 +20,7 @@ import torch
 
 from common.seeding import derive_seed
 from semantic_ids.codes.trie import CodeTrie, build_trie
-from semantic_ids.codes.trie_steps import TrieSteps
+from semantic_ids.codes.trie_steps import LogProbabilities, TrieSteps
 
 Codes = npt.NDArray[np.uint16]
 
@@ -176,14 +176,19 @@ def _trie_times(trie: CodeTrie, prefixes: Codes, seed: int) -> tuple[list[float]
     for level in range(trie.num_levels):
         nodes = torch.from_numpy(trie.find(prefixes[:, :level]))
         width = min(BEAMS_PER_USER, len(nodes)) if level else 1
-        nodes_Bb = nodes[: len(nodes) // width * width].view(-1, width)
+        nodes_Bb = nodes[: len(nodes) // width * width].view(-1, width).sort(dim=1).values
         logits = torch.randn(*nodes_Bb.shape, trie.codes_per_level, generator=generator)
         log_p_BbV, scores_Bb = logits.log_softmax(-1), torch.zeros(nodes_Bb.shape)
-        step = _median(steps.best, level, nodes_Bb, scores_Bb, log_p_BbV, BEAMS_PER_USER)
+        step = _median(steps.best, level, nodes_Bb, scores_Bb, _copies_of(log_p_BbV.flatten(0, 1)), BEAMS_PER_USER)
         found = _median(steps.continuations, level, nodes_Bb.flatten(), log_p_BbV.flatten(0, 1))
         whole.append(step / nodes_Bb.numel())
         gather.append(found / nodes_Bb.numel())
     return whole, gather
+
+
+def _copies_of(log_p_TV: torch.Tensor) -> LogProbabilities:
+    """Copies, as a step may overwrite what it is given; so the time of a step has that of a copy in it."""
+    return lambda first, stop: log_p_TV[first:stop].clone()
 
 
 def _median(work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> float:

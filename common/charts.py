@@ -18,6 +18,8 @@ _WIDTH, _HEIGHT = 520, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 28, 30, 48
 _DIGIT = 7
 """Room for one character of a label."""
+_WIDE, _ROW_NAMES, _ROW, _ROW_TOP = 1040, 320, 24, 10
+"""An interval chart: its width, the room for names at most, the height of a row and what is above the first."""
 COLOURS = 8
 """The style has `--c0` … `--c7`; a ninth series has the colour of the first."""
 
@@ -29,6 +31,17 @@ class Series:
     label: str
     x: Sequence[float]
     y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value on a row of an interval chart, and how far it may be off, where that is known."""
+
+    row: str
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 def line_chart(
@@ -120,6 +133,54 @@ def histogram(
         gap = 1.0 if right - left > 3 else 0.0  # hundreds of bars read as one shape
         parts.append(_bar(left + gap / 2, right - left - gap, to_y(height), _colour(0), titles[index]))
     return _svg([*parts, x_axis], f"{y_label} by {x_label}")
+
+
+def interval_chart(intervals: Sequence[Interval], x_label: str) -> str:
+    """A row a name, in order of appearance: a dot at each value, a line over its interval, a colour for each label.
+
+    The axis has 0 on it. Values that are not finite numbers are left out.
+    """
+    drawn = [one for one in intervals if math.isfinite(one.value)]
+    if not drawn:
+        return f'<p class="note">{escape(x_label)}: no finite values to draw.</p>'
+    rows = list(dict.fromkeys(one.row for one in drawn))
+    labels = list(dict.fromkeys(one.label for one in drawn))
+    left = min(20 + _DIGIT * max(len(row) for row in rows), _ROW_NAMES)
+    height = _ROW_TOP + _ROW * len(rows)
+    bounds = [bound for one in drawn for bound in (one.value, one.low, one.high) if bound is not None]
+    ticks = _round_ticks(min(0.0, *bounds), max(0.0, *bounds), about=8)
+    to_x = _scale(ticks[0], ticks[-1], left, _WIDE - _RIGHT, log=False)
+    parts = []
+    for tick, text in zip(ticks, _tick_labels(ticks, log=False), strict=True):
+        x, colour = to_x(tick), "var(--quiet)" if abs(tick) < 1e-12 else "var(--line)"
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_ROW_TOP - 6}" y2="{height}" stroke="{colour}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height + 18}" text-anchor="middle">{text}</text>')
+    for place, row in enumerate(rows):
+        shown = row if _DIGIT * len(row) <= left - 20 else f"{row[: (left - 20) // _DIGIT - 1]}…"
+        y = _ROW_TOP + _ROW * (place + 0.5)
+        name = f"<title>{escape(row)}</title>{escape(shown)}"
+        parts.append(f'<text x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
+    for one in drawn:
+        beside = [label for label in labels if any((other.row, other.label) == (one.row, label) for other in drawn)]
+        y = _ROW_TOP + _ROW * (rows.index(one.row) + 0.5) + 7 * (beside.index(one.label) - (len(beside) - 1) / 2)
+        parts.append(_interval(one, y, _colour(labels.index(one.label)), to_x))
+    parts.append(
+        f'<text x="{(left + _WIDE - _RIGHT) / 2:.1f}" y="{height + 38}" text-anchor="middle">{escape(x_label)}</text>'
+    )
+    svg = f'<svg viewBox="0 0 {_WIDE} {height + 46}" role="img" aria-label="{escape(x_label)}">{"".join(parts)}</svg>'
+    return (_legend(labels) if len(labels) > 1 else "") + svg
+
+
+def _interval(one: Interval, y: float, colour: str, to_x: Callable[[float], float]) -> str:
+    said, line = f"{one.row}, {one.label}: {one.value:.4f}", ""
+    if one.low is not None and one.high is not None:
+        said += f" ({one.low:.4f} … {one.high:.4f})"
+        line = (
+            f'<line x1="{to_x(one.low):.1f}" x2="{to_x(one.high):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
+            f'stroke="{colour}" stroke-width="2"/>'
+        )
+    dot = f'<circle cx="{to_x(one.value):.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
+    return f"<g><title>{escape(said)}</title>{line}{dot}</g>"
 
 
 # ── axes ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -34,7 +34,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.errors import InputError, Stopped
+from common.errors import InputError, Regression, Stopped
 from common.faults import is_main_rank, report_faults
 
 if TYPE_CHECKING:
@@ -82,14 +82,14 @@ def run_entry(
     module heads `--help`.
 
     Returns:
-        The exit status: 0 done, 2 a fault the user can mend, 130 interrupted, 143 ended by SIGTERM with work saved.
+        The exit status: 0 done, 2 a fault the user can mend, 3 done and found worse than what it was held against, 130
+        interrupted, 143 ended by SIGTERM with work saved.
     """
+    flags = Flags(json=False)
     try:
         description = sys.modules[work.__module__].__doc__ or ""
         config, flags = parse(name, section, schema, sys.argv[1:] if argv is None else list(argv), description)
-        summary = work(config)
-        if flags.json and is_main_rank():
-            print(json.dumps(summary), flush=True)
+        _report(flags, work(config))
     except InputError as error:
         report_faults(name, error.faults)
         return 2
@@ -97,6 +97,11 @@ def run_entry(
         # A full disk, a read-only folder, a file that went away: the user's to mend, and seldom a bug of ours.
         report_faults(name, (describe_os_error(error),))
         return 2
+    except Regression as worse:
+        _report(flags, worse.summary)
+        if is_main_rank():
+            print(f"{name}: {worse}", file=sys.stderr)
+        return worse.status
     except Stopped as stopped:
         if is_main_rank():
             print(f"{name}: {stopped}", file=sys.stderr)
@@ -106,6 +111,11 @@ def run_entry(
             print(f"\n{name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _report(flags: Flags, summary: dict[str, Any]) -> None:
+    if flags.json and is_main_rank():
+        print(json.dumps(summary), flush=True)
 
 
 def parse(name: str, section: str, schema: type[T], argv: Sequence[str], description: str = "") -> tuple[T, Flags]:

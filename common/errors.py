@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class InputError(ValueError):
     """One or more faults in what the user gave: configuration, files, or their combination.
@@ -28,4 +30,20 @@ class Stopped(Exception):
     def __init__(self, signal_number: int, message: str) -> None:
         """Say how it ended."""
         self.status = 128 + signal_number
+        super().__init__(message)
+
+
+class Regression(Exception):
+    """The work was done, and what it found is worse than what it was held against.
+
+    Args:
+        message: what is worse, and by how much.
+        summary: what the work would have returned.
+    """
+
+    status = 3
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        """Say what is worse."""
+        self.summary = summary
         super().__init__(message)

@@ -14,7 +14,7 @@ codes per level · N items in the catalogue · A artists · R remainders · W wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,59 +24,19 @@ from torchrec.streamable import Pipelineable
 
 from data.distinct import Distinct, keep_all, take_distinct
 from data.examples import Tokens
+from data.item_columns import item_columns
 from data.item_records import ARTIST, ARTISTS, CODES, KNOWN, ItemRecords
-from data.schema import MISSING_DURATION, MISSING_ORGANIC, QR_REMAINDERS
+from data.item_records import ItemFeatures as ItemFeatures
+from data.item_records import artist_table_rows as artist_table_rows
+from data.item_records import code_dtype as code_dtype
+from data.negatives import BinSeeds, NegativeSampler
+from data.schema import MISSING_DURATION, MISSING_ORGANIC
 
 FEATURE_KEYS = ("rq", "artist_quotient", "artist_remainder", "event_type")
 ITEM_KEY = "item"
 
 NO_TARGET = -1
 NO_DURATION = -1
-
-
-@dataclass(frozen=True)
-class ItemFeatures:
-    """What a batch must know of the items.
-
-    Attributes:
-        codes_NC: int16 or int32, whichever holds V, semantic ids, each 0 … V - 1; a row of zeros is an unknown item.
-        codes_per_level: V.
-        artist_offsets: int64 [N + 1] into `artist_values`; an empty range is an unknown artist.
-        artist_values: int32, dense artist indices below `num_artists`.
-        num_artists: A.
-        qr_remainders: R, the remainders of the quotient-remainder artist ids; the model's tables must have the same.
-        keys_N: int64, what a hashed table knows the items by, the same in every store; None where there is no such
-            table, and items are known by their dense indices.
-    """
-
-    codes_NC: torch.Tensor
-    codes_per_level: int
-    artist_offsets: torch.Tensor
-    artist_values: torch.Tensor
-    num_artists: int
-    qr_remainders: int = QR_REMAINDERS
-    keys_N: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        """Check shapes and ranges once, so that no embedding table is ever indexed outside."""
-        assert self.codes_NC.dtype == code_dtype(self.codes_per_level)
-        assert (self.artist_offsets.dtype, self.artist_values.dtype) == (torch.int64, torch.int32)
-        assert self.codes_NC.ndim == 2
-        assert self.artist_offsets.shape == (len(self.codes_NC) + 1,)
-        assert self.keys_N is None or self.keys_N.shape == self.codes_NC.shape[:1]
-        assert int(self.artist_offsets[-1]) == len(self.artist_values)
-        for values, limit in ((self.codes_NC, self.codes_per_level), (self.artist_values, self.num_artists)):
-            assert values.numel() == 0 or (int(values.min()) >= 0 and int(values.max()) < limit)
-
-
-def code_dtype(codes_per_level: int) -> torch.dtype:
-    """The smallest type for codes below V: every process that makes batches holds those of all items."""
-    return torch.int16 if codes_per_level <= 2**15 else torch.int32
-
-
-def artist_table_rows(num_artists: int, remainders: int) -> tuple[int, int]:
-    """Rows of the quotient table, whose last is the unknown artist's, and of the remainder table."""
-    return -(-num_artists // remainders) + 1, min(remainders, max(num_artists, 1))
 
 
 @dataclass(frozen=True)
@@ -108,6 +68,7 @@ class Batch(Pipelineable):
             token, no `inverse_indices`, P = L.
         rows_L: int64, each token's row among the P.
         item_ids: key ITEM_KEY, stride 1: the distinct items, in the order of their bags; their keys, where they have.
+            Behind them, where there are negatives, the targets and negatives that are not among them.
         item_rows_P: int64, place of a row's item in `item_ids`; padding's is one past the end.
         offsets: int64 [B + 1], the users' ranges in the flat buffer; from `offsets[-1]` to L all is padding.
         timestamps_L: int64, seconds; 0 in padding.
@@ -115,12 +76,19 @@ class Batch(Pipelineable):
         durations_L: int64, seconds; -1 missing, and in padding.
         organic_L: int64, 0, 1 or 2 = missing, also in padding.
         target_items_L: int64, dense index of the next item; -1 = nothing to learn here: padding, an input of a
-            request other than its last, or a target whose code is all zero (evaluation still counts it, as a miss).
-        target_codes_LC: int64, its codes; -1 where there is no target.
+            request other than its last, or, without negatives, a target whose code is all zero (evaluation still counts
+            it, as a miss).
+        target_codes_LC: int64, its codes; -1 where there is no target, or it has none.
         loss_weight: float32, 0-d: world size / predictions asked for in the global batch, 0 where there are none. The
             sum of a rank's losses times this, averaged over ranks, is the mean over the global batch, in which a target
             without codes counts as nothing to learn.
         window_index_B: int64, which of the loader's windows each user row is.
+        target_rows_L: int64, place of each target in `item_ids`; one past the end where there is none. This and what
+            follows is None where the output are codes.
+        negative_rows_GM: int64, places of negatives in `item_ids`.
+        negative_group_L: int64, which row of negatives is a token's; G where it has no target.
+        negative_offsets_d: float32, what is added to the score of each of `item_ids` where it is a negative
+            (`data.negatives`); None where nothing is.
     """
 
     features: KeyedJaggedTensor
@@ -136,6 +104,10 @@ class Batch(Pipelineable):
     target_codes_LC: torch.Tensor
     loss_weight: torch.Tensor
     window_index_B: torch.Tensor
+    target_rows_L: torch.Tensor | None = None
+    negative_rows_GM: torch.Tensor | None = None
+    negative_group_L: torch.Tensor | None = None
+    negative_offsets_d: torch.Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """A copy on `device`."""
@@ -149,14 +121,21 @@ class Batch(Pipelineable):
         """Keep the memory until `stream` has used it. The CPU has one order of work, so nothing to record."""
         if self.offsets.device.type == "cpu":
             return
-        for field in dataclasses.fields(self):
-            getattr(self, field.name).record_stream(stream)
+        for _, part in self._parts():
+            part.record_stream(stream)
         inverse = self.features.inverse_indices_or_none()
         if inverse is not None:  # which the record_stream of a KeyedJaggedTensor leaves out
             inverse[1].record_stream(stream)
 
     def _map(self, change: Callable[[torch.Tensor | KeyedJaggedTensor], torch.Tensor | KeyedJaggedTensor]) -> Batch:
-        return Batch(**{field.name: change(getattr(self, field.name)) for field in dataclasses.fields(self)})
+        return Batch(**{name: change(part) for name, part in self._parts()})
+
+    def _parts(self) -> Iterator[tuple[str, torch.Tensor | KeyedJaggedTensor]]:
+        """What there is of it, by name."""
+        for field in dataclasses.fields(self):
+            part = getattr(self, field.name)
+            if part is not None:
+                yield field.name, part
 
 
 class BatchMaker:
@@ -166,11 +145,20 @@ class BatchMaker:
         columns: the store's.
         features: codes and artists of its items.
         distinct: bags of distinct items; False: a bag a token, the plain way, to compare with.
+        negatives: what targets are held against, for a model whose output are items.
     """
 
-    def __init__(self, columns: EventColumns, features: ItemFeatures, *, distinct: bool = True) -> None:
+    def __init__(
+        self,
+        columns: EventColumns,
+        features: ItemFeatures,
+        *,
+        distinct: bool = True,
+        negatives: NegativeSampler | None = None,
+    ) -> None:
         """Prepare what every batch needs: the records of every item."""
-        self.columns, self.distinct = columns, distinct
+        assert negatives is None or features.keys_N is None, "items known by keys have no rows of their own"
+        self.columns, self.distinct, self.negatives = columns, distinct, negatives
         self._level_ids_C = np.arange(features.codes_NC.shape[1]) * features.codes_per_level
         self._remainders = features.qr_remainders
         # An unknown artist is an id of its own among the quotients, the table's last row, and no remainder.
@@ -178,8 +166,19 @@ class BatchMaker:
         self._items = ItemRecords(features, self._unknown_artist)
         self._keys_N = None if features.keys_N is None else features.keys_N.numpy()
 
-    def make(self, tokens: Tokens, window_index_B: np.ndarray, budget: int, loss_weight: float) -> Batch:
-        """The batch of some tokens in a buffer of `budget` tokens; `window_index_B` says which windows they are of."""
+    def make(
+        self,
+        tokens: Tokens,
+        window_index_B: np.ndarray,
+        budget: int,
+        loss_weight: float,
+        bins: BinSeeds | None = None,
+    ) -> Batch:
+        """The batch of some tokens in a buffer of `budget` tokens; `window_index_B` says which windows they are of.
+
+        Args:
+            bins: which tokens are of which bin, by whose seed its negatives are drawn.
+        """
         assert len(tokens.at_n) <= budget, f"{len(tokens.at_n)} tokens do not fit a budget of {budget}"
         columns, at = self.columns, tokens.at_n
         found = (take_distinct if self.distinct else keep_all)(columns.items[at], columns.event_types[at])
@@ -192,11 +191,18 @@ class BatchMaker:
         # What padding is made of: a bag and a row of its own, or as many as it has tokens.
         empty = 1 if self.distinct else budget - len(at)
         rows = len(found.item_of_p) + empty
-        item_rows_P = _padded(found.item_of_p, rows, len(found.items_d))
+        bag_rows_P = _padded(found.item_of_p, rows, len(found.items_d))
+        items_d, item_rows_P, of_output = found.items_d, bag_rows_P, {}
+        if self.negatives is not None:
+            assert bins is not None
+            targets_n = target_items_L[: len(at)].numpy()
+            own = item_columns(self.negatives, found.items_d, targets_n, bins, distinct=self.distinct)
+            items_d, of_output = own.items_d, own.padded(budget)
+            item_rows_P = _padded(found.item_of_p, rows, len(items_d))
         return Batch(
-            features=self._bags(found, records_d, codes_dC, empty, item_rows_P),
+            features=self._bags(found, records_d, codes_dC, empty, bag_rows_P),
             rows_L=_padded(found.pair_of_n, budget, rows - 1) if self.distinct else torch.arange(budget),
-            item_ids=_one_bag(ITEM_KEY, found.items_d if self._keys_N is None else self._keys_N[found.items_d]),
+            item_ids=_one_bag(ITEM_KEY, items_d if self._keys_N is None else self._keys_N[items_d]),
             item_rows_P=item_rows_P,
             offsets=torch.from_numpy(tokens.offsets_B),
             timestamps_L=_padded(columns.timestamps[at], budget, 0),
@@ -209,6 +215,7 @@ class BatchMaker:
             target_codes_LC=target_codes_LC,
             loss_weight=torch.tensor(loss_weight, dtype=torch.float32),
             window_index_B=torch.from_numpy(window_index_B.astype(np.int64)),
+            **of_output,
         )
 
     def _targets(
@@ -228,6 +235,9 @@ class BatchMaker:
         elsewhere = np.flatnonzero(elsewhere_n)
         looked_up = self._items.of(targets_n[elsewhere])
         codes_LC[elsewhere], wanted_n[elsewhere] = looked_up[CODES], looked_up[KNOWN]
+        if self.negatives is not None:  # an item that has no codes has a row
+            codes_LC[:used][~wanted_n] = NO_TARGET
+            wanted_n[:] = True
         if tokens.learn_n is not None:
             wanted_n &= tokens.learn_n
         unwanted = np.flatnonzero(~wanted_n)
@@ -235,7 +245,7 @@ class BatchMaker:
         return _padded(targets_n, budget, NO_TARGET), torch.from_numpy(codes_LC)
 
     def _bags(
-        self, found: Distinct, records_d: np.ndarray, codes_dC: np.ndarray, empty: int, item_rows_P: torch.Tensor
+        self, found: Distinct, records_d: np.ndarray, codes_dC: np.ndarray, empty: int, bag_rows_P: torch.Tensor
     ) -> KeyedJaggedTensor:
         items, event_types = len(found.items_d), len(found.event_types_k)
         artists = self._items.artists(found.items_d, records_d)
@@ -256,13 +266,13 @@ class BatchMaker:
         keys, lengths_of_bags = list(FEATURE_KEYS), torch.from_numpy(lengths)
         if not self.distinct:
             return KeyedJaggedTensor(keys=keys, values=values, lengths=lengths_of_bags, stride=strides[0])
-        event_type_rows_P = _padded(found.event_type_of_p, len(item_rows_P), event_types)
+        event_type_rows_P = _padded(found.event_type_of_p, len(bag_rows_P), event_types)
         return KeyedJaggedTensor(
             keys=keys,
             values=values,
             lengths=lengths_of_bags,
             stride_per_key_per_rank=[[stride] for stride in strides],
-            inverse_indices=(keys, torch.stack([item_rows_P] * 3 + [event_type_rows_P])),
+            inverse_indices=(keys, torch.stack([bag_rows_P] * 3 + [event_type_rows_P])),
         )
 
 

@@ -78,6 +78,34 @@ def in_order_of_appearance(numbers_n: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return numbers_n[heads], place_n[first_n]
 
 
+def followed_by(items_d: np.ndarray, numbers_m: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct items, with those numbers behind them that are not among them, each once and as they first come.
+
+    Args:
+        items_d: distinct numbers below `limit`, in the order that they keep.
+        numbers_m: more numbers below `limit`.
+
+    Returns:
+        The longer list, and the place in it of each of `numbers_m`, int64.
+    """
+    if limit > _TABLE_FACTOR * len(numbers_m):
+        longer, places = in_order_of_appearance(np.concatenate([items_d, numbers_m]))
+        return longer, places[len(items_d) :]
+    # Few different numbers, as where negatives are drawn for each target: a table of all that there can be.
+    place_N = np.full(limit, -1, dtype=np.int32)
+    place_N[numbers_m[::-1]] = np.arange(len(numbers_m) - 1, -1, -1, dtype=np.int32)
+    place_N[items_d] = -1
+    others = np.flatnonzero(place_N >= 0)
+    others = others[np.argsort(place_N[others])]
+    place_N[items_d] = np.arange(len(items_d))
+    place_N[others] = len(items_d) + np.arange(len(others))
+    return np.concatenate([items_d, others.astype(items_d.dtype)]), place_N[numbers_m].astype(np.int64)
+
+
+_TABLE_FACTOR = 4
+"""A table of the catalogue is faster than hashing up to about so many items a number."""
+
+
 def _ascending(numbers_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct numbers, ascending, and the place of each number among them; by a table as long as the largest."""
     table = np.bincount(numbers_n)

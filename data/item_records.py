@@ -3,21 +3,65 @@
 The catalogue is far larger than the processor's cache, so a random look-up costs a wait for memory; a record of 24
 bytes (8 code levels) mostly costs one.
 
-n tokens · N items of the catalogue · C code levels.
+n tokens · N items of the catalogue · C code levels · V codes per level · A artists · R remainders.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from data.ranges import positions_of
-
-if TYPE_CHECKING:
-    from data.batches import ItemFeatures
+from data.schema import QR_REMAINDERS
 
 CODES, ARTIST, ARTISTS, KNOWN = "codes", "artist", "artists", "known"
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """What a batch must know of the items.
+
+    Attributes:
+        codes_NC: int16 or int32, whichever holds V, semantic ids, each 0 … V - 1; a row of zeros is an unknown item.
+        codes_per_level: V.
+        artist_offsets: int64 [N + 1] into `artist_values`; an empty range is an unknown artist.
+        artist_values: int32, dense artist indices below `num_artists`.
+        num_artists: A.
+        qr_remainders: R, the remainders of the quotient-remainder artist ids; the model's tables must have the same.
+        keys_N: int64, what a hashed table knows the items by, the same in every store; None where there is no such
+            table, and items are known by their dense indices.
+    """
+
+    codes_NC: torch.Tensor
+    codes_per_level: int
+    artist_offsets: torch.Tensor
+    artist_values: torch.Tensor
+    num_artists: int
+    qr_remainders: int = QR_REMAINDERS
+    keys_N: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check shapes and ranges once, so that no embedding table is ever indexed outside."""
+        assert self.codes_NC.dtype == code_dtype(self.codes_per_level)
+        assert (self.artist_offsets.dtype, self.artist_values.dtype) == (torch.int64, torch.int32)
+        assert self.codes_NC.ndim == 2
+        assert self.artist_offsets.shape == (len(self.codes_NC) + 1,)
+        assert self.keys_N is None or self.keys_N.shape == self.codes_NC.shape[:1]
+        assert int(self.artist_offsets[-1]) == len(self.artist_values)
+        for values, limit in ((self.codes_NC, self.codes_per_level), (self.artist_values, self.num_artists)):
+            assert values.numel() == 0 or (int(values.min()) >= 0 and int(values.max()) < limit)
+
+
+def code_dtype(codes_per_level: int) -> torch.dtype:
+    """The smallest type for codes below V: every process that makes batches holds those of all items."""
+    return torch.int16 if codes_per_level <= 2**15 else torch.int32
+
+
+def artist_table_rows(num_artists: int, remainders: int) -> tuple[int, int]:
+    """Rows of the quotient table, whose last is the unknown artist's, and of the remainder table."""
+    return -(-num_artists // remainders) + 1, min(remainders, max(num_artists, 1))
 
 
 class ItemRecords:

@@ -28,6 +28,7 @@ from data.batches import Batch, BatchMaker, EventColumns, ItemFeatures, code_dty
 from data.event_store import EventStore
 from data.examples import Examples
 from data.item_keys import item_keys
+from data.negatives import BinSeeds, NegativeSampler
 from data.packing import balance, pack, pack_in_order, pack_with_room
 from data.sequences import Plan, SameEveryEpoch, Windows
 from data.stochastic_length import StochasticLength
@@ -113,6 +114,8 @@ class Loader:
         longest: N of Stochastic Length.
         distinct: whether a batch has one bag for each of its distinct items, or one for each token. All loaders of one
             model must have the same: a sharded collection of tables learns from its first batch which of the two it is.
+        negatives: what targets are held against, for training a model whose output are items. Drawn for each bin by
+            (seed, epoch, step, place of the bin in the step) alone.
 
     Raises:
         InputError: `world_size` does not divide `bins`.
@@ -134,6 +137,7 @@ class Loader:
         thinning: StochasticLength | None = None,
         longest: int = 0,
         distinct: bool = True,
+        negatives: NegativeSampler | None = None,
     ) -> None:
         """Check that the bins divide among the ranks."""
         assert 0 <= rank < world_size
@@ -150,7 +154,8 @@ class Loader:
         self.thinning, self.longest = thinning or StochasticLength(), longest
         self.tokens_per_batch = tokens * bins // world_size
         self.store_fingerprint = store.fingerprint
-        self._maker = BatchMaker(event_columns(store), item_features, distinct=distinct)
+        self.negatives = negatives
+        self._maker = BatchMaker(event_columns(store), item_features, distinct=distinct, negatives=negatives)
         self._planned: tuple[int, _Epoch] | None = None
 
     @property
@@ -205,7 +210,14 @@ class Loader:
         asked = int(examples.predictions(np.concatenate(parts)).sum())
         weight = self.world_size / asked if asked else 0.0
         own = parts[self.rank]
-        return self._maker.make(examples.tokens(own), own, self.tokens_per_batch, weight)
+        tokens = examples.tokens(own)
+        bin_seeds = None
+        if self.negatives is not None:
+            places = range(self.rank * share, (self.rank + 1) * share)
+            windows_of_bins = np.cumsum([0, *(len(bins[place]) for place in places)])
+            seeds = [derive_seed(self.seed, "negatives", epoch, step, place) for place in places]
+            bin_seeds = BinSeeds(tokens.offsets_B[windows_of_bins], seeds)
+        return self._maker.make(tokens, own, self.tokens_per_batch, weight, bin_seeds)
 
     def iterate(self, epoch: int, start_step: int = 0, workers: int = 0) -> Iterator[Batch]:
         """This rank's batches of the epoch from `start_step` on.
@@ -240,23 +252,23 @@ class Loader:
         if state.plan != self._plan_name():
             raise InputError(
                 f"the checkpoint's loader has plan {state.plan}, this one {self._plan_name()}: store, windows, token "
-                "budget, bins, seed or thinning differ, so the rest of its epoch cannot be found; resume with the same"
+                "budget, bins, seed, thinning or negatives differ, so the rest of its epoch cannot be found; resume "
+                "with the same"
             )
 
     def _plan_name(self) -> str:
         planned = self._epoch(0)
-        return fingerprint_of(
-            {
-                "store": self.store_fingerprint,
-                "tokens": self.tokens,
-                "bins": self.bins,
-                "seed": self.seed,
-                "shuffle": self.shuffle,
-                "ties": self.tie_limit_U is not None,
-                "thinning": [self.thinning.alpha, self.thinning.selection, self.longest],
-                "windows": [len(planned.order), int(planned.examples.windows.stop.sum()), type(self.plan).__name__],
-            }
-        )
+        plan = {
+            "store": self.store_fingerprint,
+            "tokens": self.tokens,
+            "bins": self.bins,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "ties": self.tie_limit_U is not None,
+            "thinning": [self.thinning.alpha, self.thinning.selection, self.longest],
+            "windows": [len(planned.order), int(planned.examples.windows.stop.sum()), type(self.plan).__name__],
+        }
+        return fingerprint_of(plan | ({"negatives": self.negatives.describe()} if self.negatives else {}))
 
     def _epoch(self, epoch: int) -> _Epoch:
         if self._planned is None or self._planned[0] != epoch:

@@ -6,8 +6,9 @@
         out=stores/mine
 
 MovieLens-100K is obtained by itself: from the cache, GroupLens, or the PyPI wheel recbole==1.2.1, whichever
-has it, checked by SHA-256; `path` names a copy of yours instead. Yambda is read from the files under `path`, in either
-layout. A table is any log in Parquet or CSV, rows in any order; keys say which columns mean what.
+has it, checked by SHA-256; `path` names a copy of yours instead. MovieLens-1M is read from `path`, Yambda from the
+files under it, in either layout. A table is any log in Parquet or CSV, rows in any order; keys say which columns mean
+what.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ from common.progress import format_seconds
 from data import duplicates
 from data.manifest import Manifest
 from data.output_folder import check_apart, check_replaceable, check_space, claimed, scratch_beside
-from data.sources import movielens, movielens_origins, table, yambda, yambda_files
+from data.sources import movielens, movielens_1m, movielens_origins, table, yambda, yambda_files
 from data.sources.base import Source
 from data.sources.table_config import TableCatalogue, TableColumns, TableConfig, TableEmbeddings
 from data.sources.table_values import TIME_UNITS
 from data.split import SplitConfig
 from data.store_writer import write_event_store
 
-SOURCES = (movielens.NAME, yambda.NAME, table.NAME)
+SOURCES = (movielens.NAME, movielens_1m.NAME, yambda.NAME, table.NAME)
 
 _TAKES = {
     movielens.NAME: ("path", "cache"),
+    movielens_1m.NAME: ("path",),
     yambda.NAME: ("path", "size", "kind", "layout", "min_played_ratio", "embedding"),
     table.NAME: ("path", "columns", "catalogue", "embeddings", "timestamp_unit", "separator", "sorted"),
 }
@@ -46,6 +48,7 @@ _TAKES = {
 
 _NEEDS = {
     movielens.NAME: (),
+    movielens_1m.NAME: ("path",),
     yambda.NAME: ("path", "kind"),
     table.NAME: ("path", "columns.user", "columns.item", "columns.timestamp"),
 }
@@ -60,6 +63,7 @@ class PrepareConfig:
     path: str | None = option(
         None,
         "movielens-100k: the unzipped folder or ml-100k.zip, obtained where not given; "
+        "movielens-1m (required): the unzipped folder or ml-1m.zip; "
         "yambda (required): the root of the data set; "
         "table (required): file, folder or glob of .parquet, .csv, .csv.gz, .tsv or .tsv.gz",
     )
@@ -171,6 +175,8 @@ def _open_source(config: PrepareConfig, scratch: Path) -> Source:
         path = Path(config.path).expanduser() if config.path is not None else None
         return movielens_origins.load(path, _cache_folder(config.cache))
     assert config.path is not None
+    if config.source == movielens_1m.NAME:
+        return movielens_1m.load(Path(config.path).expanduser())
     if config.source == table.NAME:
         how = TableConfig(
             path=config.path,

@@ -1,205 +1,242 @@
 """Measure a trained run on held-out events: `python -m evaluation.evaluate --config FILE run=runs/NAME`
 
-Under torchrun the users are spread over the ranks. Writes `metrics.json`, a self-contained `report.html`, and
-`ranks.parquet`, which says for every user where each engine put the item asked for, into the run folder: two runs are
-compared user by user. With `events=validation`, on which choices may be made, the files are `metrics-validation.json`
+Under torchrun the requests are spread over the ranks, and the figures stay the same. An evaluation that is ended goes
+on where it was when it is called again. Writes `metrics.json`, a self-contained `report.html`, and `ranks.parquet`,
+which says for every request where each engine put the items asked for, into the run folder: two runs are compared user
+by user (`against=`). With `events=validation`, on which choices may be made, the files are `metrics-validation.json`
 and so on.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
+import torch.distributed as dist
 
-from common.config import REQUIRED, option, run_entry
-from common.errors import InputError
-from common.files import write_json_atomically, write_text_atomically
+from common.config import run_entry, to_plain
+from common.errors import Regression
+from common.files import fingerprint_of, write_json_atomically, write_text_atomically
 from common.noise import quiet_known_warnings
 from data.event_store import EventStore
-from data.loader import Loader, item_features
-from data.sequences import request_windows
-from evaluation import old_metrics as metrics
-from evaluation.evaluator import Evaluation, evaluate_windows
-from evaluation.outputs import EVENTS, FIGURES, RANKS, REPORT, output_path
+from data.loader import item_features
+from evaluation.baselines.build import build_baselines
+from evaluation.config import EvaluateConfig
+from evaluation.deny_list import read_deny_list
+from evaluation.engines import build_engines, list_length
+from evaluation.evaluator import Reader, evaluate_requests
+from evaluation.guardrails.base import Guardrail
+from evaluation.guardrails.differences import Drawing
+from evaluation.guardrails.leak_probe import leak_probe
+from evaluation.guardrails.run import GuardrailContext, run_guardrails
+from evaluation.metrics.comparison import compare_evaluations, regressions
+from evaluation.outputs import FIGURES, PARTS, RANKS, REPORT, Ranks, output_path, write_ranks
+from evaluation.parts import Parts
 from evaluation.report import render_report
-from model.config import BACKENDS, ModelConfig
+from evaluation.requests import NEXT, Requests, make_requests, without_time
+from evaluation.results import Evaluation, Ints
+from evaluation.subject import Subject, open_subject
+from evaluation.summary import format_table, summarise
+from model.heads import CascadedHeads
 from semantic_ids.codes.code_table import CodeTable
-from semantic_ids.codes.trie import CodeTrie
-from serving.checkpoints.manifest import Manifest, step_folder
-from serving.checkpoints.model import check_belongs, code_table_path, find_chain, load_model, run_storage
-from serving.engines.base import Engine, ranked_catalogue
-from serving.engines.beam import BeamEngine
-from serving.engines.decoded import FaissEngine
-from serving.engines.exact import ExactEngine
-from serving.engines.popular import MostPopularEngine
-from sharding.world import World, open_world
-
-
-@dataclass
-class EvaluateConfig:
-    """What to evaluate, and how."""
-
-    run: str = option(REQUIRED, "folder of the trained run; metrics.json and report.html go there")
-    checkpoint: str = option("best", "best (by validation), latest, or the name of one, e.g. step-00000120")
-    checkpoints: str = option("", "folder or URL of the checkpoints, if not where the run's config.yaml says")
-    events: str = option("test", "the held-out events to ask for", choices=EVENTS)
-    store: str = option("", "event store, if it has moved since training")
-    codes: str = option("", "code table, if it has moved since training")
-    tokens: int = option(4096, "token budget of a batch, a rank", minimum=1)
-    attention_backend: str = option(
-        "",
-        "attention backend, if not the one of the training: jagged where a model from GPUs is evaluated on a CPU",
-        choices=("", *BACKENDS),
-    )
-    filter_history: bool = option(
-        True, "return no item of the user's history; false where people return to what they know, as with music"
-    )
-    beams: int = option(200, "beams kept by the beam search, and the length of its lists", minimum=1)
-    depth: int = option(0, "length of the ranked lists; 0 is the whole catalogue", minimum=0)
-    bootstrap: int = option(1000, "resamples of users for the intervals", minimum=1)
-    seed: int = option(0, "of the resampling", minimum=0)
-
-    def __post_init__(self) -> None:
-        """Refuse lists too short for the metrics."""
-        deepest = max(metrics.HR_DEPTHS)
-        if 0 < self.depth < deepest:
-            raise InputError(
-                f"depth={self.depth}: hr@{deepest} needs lists of {deepest} items; give that many, or 0 for all"
-            )
+from serving.checkpoints.manifest import step_folder
+from serving.checkpoints.model import load_model, run_storage
+from serving.engines.base import Engine
+from sharding.world import World, alone, open_world
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate a checkpoint on the test events of its store's split; returns what `metrics.json` holds."""
+    """Evaluate a checkpoint on the held-out events of its store's split; returns what `metrics.json` holds.
+
+    Raises:
+        InputError: checkpoint, codes and store do not belong together, or something else that the user can mend.
+        Regression: the run is worse than the one it was to be compared with; everything is written.
+    """
     quiet_known_warnings()
     with open_world() as world:
-        run = Path(config.run)
-        storage = run_storage(run, config.checkpoints)
-        chain = find_chain(storage, config.checkpoint)
-        manifest = chain[-1].manifest
-        store = EventStore.open(Path(config.store or manifest.store), verify=world.is_first_on_node)
-        codes = CodeTable.open(code_table_path(run, manifest, config.codes), store)
-        check_belongs(manifest, storage.where(chain[-1].name), store, codes)
-        model = load_model(storage, chain, world, config.attention_backend)
-        tower = model.module.tower
-        loader = _request_loader(config, store, codes, tower.cfg, world)
-        catalogue, trie = ranked_catalogue(codes, world.device), CodeTrie.of(codes)
-        engines: list[Engine] = [
-            ExactEngine(tower.heads, trie, catalogue),
-            BeamEngine(tower.heads, trie, catalogue, width=config.beams, deepest=config.beams),
-            FaissEngine(tower.heads, codes, catalogue),
-            MostPopularEngine(torch.tensor(codes.training_plays_N, device=world.device)),
-        ]
-        depth = config.depth or store.num_items
-        result = evaluate_windows(
-            model, engines, loader, store, world, depth=depth, label="evaluate", filter_history=config.filter_history
+        summary = evaluate_in(config, world)
+    fallen = summary.get("against", {}).get("fallen", [])
+    if fallen:
+        raise Regression(f"worse than {config.against}: {'; '.join(fallen)}", summary)
+    return summary
+
+
+def evaluate_in(config: EvaluateConfig, world: World) -> dict[str, Any]:
+    """`evaluate`, among processes that have found one another; every rank returns the same."""
+    subject = open_subject(config, world)
+    denied = read_deny_list(Path(config.deny), subject.store) if config.deny else None
+    findings = find(subject, denied, world)
+    told: list[dict[str, Any] | None] = [None]
+    if findings is not None:
+        told = [write_results(subject, findings, denied)]
+    dist.broadcast_object_list(told, src=0)
+    assert told[0] is not None
+    return told[0]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found, on rank 0.
+
+    Args:
+        requests: what was asked.
+        result: where engines put it.
+        untold: the same by the first engine, when the model is not told when the next event happens; None where it is
+            not told anyway.
+        leak: whether what is asked for reaches the model.
+    """
+
+    requests: Requests
+    result: Evaluation
+    untold: Evaluation | None
+    leak: Guardrail
+
+
+def find(subject: Subject, denied: Ints | None, world: World) -> Findings | None:
+    """Put every request to every engine. Collective; None but on rank 0."""
+    config, store = subject.config, subject.store
+    whole = config.tables == "whole" or (
+        config.tables == "auto" and subject.table_bytes <= config.whole_tables_gb * 1e9
+    )
+    own = alone(world) if whole else world
+    storage = run_storage(subject.run, config.checkpoints)
+    model = load_model(storage, subject.chain, own, config.attention_backend)
+    reader = reader_of(model, store, subject.codes, config.tokens)
+    cfg = model.module.tower.cfg
+    requests = make_requests(store, config.events, cfg.max_history, subject.protocol)
+    engines = build_engines(config, model, store, subject.codes, own, denied)
+    baselines = build_baselines(config.baselines, config.baseline, store, denied, world.device, quiet=not world.is_main)
+    depth = list_length(store.num_items, config.depth)
+
+    def asked(asked_of: list[Engine], of: Requests, label: str) -> Evaluation | None:
+        parts = Parts(subject.run / PARTS / label, key_of(subject, denied, depth), world.rank)
+        return evaluate_requests(
+            reader,
+            asked_of,
+            of,
+            store,
+            world,
+            depth=depth,
+            label=label,
+            filter_history=subject.filter_history,
+            parts=parts,
         )
-        summary = summarise(result, config, manifest, store)
+
+    if config.restart:
         if world.is_main:
-            strata = strata_by_engine(result, codes.training_plays_N)
-            # All files or none: the page is made before any is written.
-            text = render_report(run, summary, strata, codes.manifest.diagnostics)
-            ranks, figures, report = (output_path(run, name, config.events) for name in (RANKS, FIGURES, REPORT))
-            write_ranks(ranks, result)
-            write_json_atomically(figures, summary)
-            write_text_atomically(report, text)
-            print(format_table(summary))
-            print(f"\nwritten: {figures}, {report}")
-        return summary
+            shutil.rmtree(subject.run / PARTS, ignore_errors=True)
+        dist.barrier()
+    leak = leak_probe(reader, requests, store, world.device, sample=config.guardrails.probed, seed=config.seed)
+    result = asked([*engines, *baselines], requests, "evaluate")
+    told = subject.protocol == NEXT and cfg.biases.time and cfg.biases.time_reference == "next"
+    untold = asked(engines[:1], without_time(requests, store), "without the time") if told else None
+    return None if result is None else Findings(requests, result, untold, leak)
 
 
-def _request_loader(
-    config: EvaluateConfig, store: EventStore, codes: CodeTable, cfg: ModelConfig, world: World
-) -> Loader:
-    held_out = getattr(store.split(), config.events)
-    if not held_out.asked_U.any():
-        raise InputError(
-            f"{store.path}: its split, {store.split_config.kind}, holds out no {config.events} event of any of its "
-            f"{store.num_users} users; there is nothing to evaluate"
-        )
-    hashed = cfg.items.kind == "hashed"
-    return Loader(
-        store,
-        item_features(store, codes.codes_NC, codes.codes_per_level, cfg.qr_remainders, keys=hashed),
-        request_windows(held_out, cfg.max_history),
-        tokens=config.tokens,
-        bins=world.size,
-        rank=world.rank,
-        world_size=world.size,
-        seed=0,
-        shuffle=False,
+def reader_of(model: Any, store: EventStore, codes: CodeTable, tokens: int) -> Reader:
+    """How a trained model reads requests."""
+    tower = model.module.tower
+    hashed = tower.cfg.items.kind == "hashed"
+    features = item_features(store, codes.codes_NC, codes.codes_per_level, tower.cfg.qr_remainders, keys=hashed)
+    heads = tower.heads if isinstance(tower.heads, CascadedHeads) else None
+    return Reader(model.module.encode, features, tokens, heads=heads)
+
+
+def key_of(subject: Subject, denied: Ints | None, depth: int) -> str:
+    """Of all that decides what is found of a request."""
+    config = to_plain(subject.config)
+    for name in (
+        "run",
+        "against",
+        "id_baseline",
+        "ablations",
+        "guardrails",
+        "bootstrap",
+        "seed",
+        "restart",
+        "checkpoints",
+        "store",
+        "codes",
+    ):
+        del config[name]
+    return fingerprint_of(
+        config
+        | subject.about()
+        | {"checkpoint": dataclasses.asdict(subject.manifest), "depth": depth}
+        | {"codes": subject.codes.fingerprint, "denied": [] if denied is None else denied.tolist()}
     )
 
 
-def summarise(result: Evaluation, config: EvaluateConfig, manifest: Manifest, store: EventStore) -> dict[str, Any]:
-    """The content of `metrics.json`: the exact engine's figures at the top, the other engines' beneath their names."""
-
-    def figures(engine: str) -> dict[str, Any]:
-        per_user = metrics.per_user_metrics(result.engines[engine].rank_U)
-        intervals = metrics.bootstrap_intervals(per_user, config.bootstrap, config.seed)
-        return {**result.summary(engine, store.num_items), "intervals_95": intervals}
-
-    exact, mostpop = figures("exact"), figures("mostpop")
-    return {
-        "protocol": store.split_config.kind,
-        "events": config.events,
-        "filter_history": config.filter_history,
-        "users": len(result.target_items_U),
-        "items": store.num_items,
-        "depth": result.depth,
-        **exact,
-        "ndcg@10_over_mostpop": exact["ndcg@10"] / mostpop["ndcg@10"] if mostpop["ndcg@10"] else None,
-        "level_accuracy": result.level_accuracy_C,
-        "beam": figures("beam"),
-        "faiss": figures("faiss"),
-        "mostpop": mostpop,
+def write_results(subject: Subject, findings: Findings, denied: Ints | None) -> dict[str, Any]:
+    """All files or none: the page is made before any is written."""
+    config, manifest, result = subject.config, subject.manifest, findings.result
+    summary = {
+        **subject.about(),
         "checkpoint": step_folder(manifest.step),
         "epoch": manifest.epoch,
-        "store_fingerprint": manifest.store_fingerprint,
         "codes_fingerprint": manifest.codes_fingerprint,
+        "denied": 0 if denied is None else len(denied),
+        **summarise(config, result, findings.requests, subject.store, subject.codes, subject.protocol),
     }
+    if subject.ablated is not None:
+        summary["ablations"] = subject.ablated
+    if "against" in subject.references:
+        summary["against"] = compare_with(config, result, subject.references["against"])
+    summary["guardrails"] = judge(subject, findings, summary)
+    text = render_report(subject.run, summary, subject.codes.manifest.diagnostics)
+    ranks, figures, report = (output_path(subject.run, name, config.events) for name in (RANKS, FIGURES, REPORT))
+    output = "items" if result.levels is None else "codes"
+    write_ranks(ranks, result, subject.about() | {"depth": result.depth, "output": output})
+    write_json_atomically(figures, summary)
+    write_text_atomically(report, text)
+    shutil.rmtree(subject.run / PARTS, ignore_errors=True)
+    print(format_table(summary))
+    print(f"\nwritten: {figures}, {report}")
+    return summary
 
 
-def write_ranks(path: Path, result: Evaluation) -> None:
-    """One row a user asked: the item, and its 1-based place with each engine, 0 where the list does not hold it."""
-    columns = {"item": result.target_items_U} | {name: engine.rank_U for name, engine in result.engines.items()}
-    aside = path.with_name(f".{path.name}.writing")
-    try:
-        pq.write_table(pa.table(columns), aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+def judge(subject: Subject, findings: Findings, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every guardrail says, what to look at first before the rest."""
+    config, untold = subject.config, findings.untold
+    of_codes = findings.result.levels is not None
+    context = GuardrailContext(
+        findings.result,
+        summary,
+        findings.requests,
+        subject.store,
+        config.guardrails,
+        subject.filter_history,
+        diagnostics=subject.codes.manifest.diagnostics if of_codes else None,
+        leak=findings.leak,
+        at_newest=None if untold is None else untold.engines[summary["engine"]],
+        no_at_newest="the model is not told when the event asked for happens",
+        items=subject.references.get("id_baseline"),
+        items_run=config.id_baseline,
+        against=summary.get("against"),
+        ablated=summary.get("ablations"),
+        drawing=Drawing(samples=config.bootstrap, seed=config.seed),
+    )
+    return [one.to_plain() for one in run_guardrails(context)]
 
 
-def strata_by_engine(result: Evaluation, training_plays_N: np.ndarray) -> dict[str, list[metrics.Stratum]]:
-    """HR@10 by how popular the held-out item is, for each engine."""
-    plays_U = training_plays_N[result.target_items_U]
-    return {name: metrics.recall_by_popularity(engine.rank_U, plays_U, 10) for name, engine in result.engines.items()}
-
-
-def format_table(summary: dict[str, Any]) -> str:
-    """The figures as a table for a terminal: a row an engine, 95% intervals under the metrics that carry them."""
-    rows = {"exact": summary} | {name: summary[name] for name in ("beam", "faiss", "mostpop")}
-    about = f"{summary['protocol']}, {summary['events']} events, {summary['users']} users, {summary['items']} items"
-    filtered = "history filtered" if summary["filter_history"] else "history not filtered"
-    lines = [f"{about}, {filtered}, 95% intervals over users"]
-    lines.append(" " * 9 + "".join(f"{name:>14}" for name in metrics.NAMES))
-    for name, figures in rows.items():
-        lines.append(f"{name:<9}" + "".join(f"{figures[column]:>14.4f}" for column in metrics.NAMES))
-        bounds = (figures["intervals_95"].get(column) for column in metrics.NAMES)
-        lines.append(" " * 9 + "".join(f"{f'{b[0]:.4f}–{b[1]:.4f}' if b else '':>14}" for b in bounds))
-    accuracy = ", ".join(f"{share:.3f}" for share in summary["level_accuracy"])
-    lines.append(f"accuracy of each code level, given the levels before it: {accuracy}")
-    if summary["ndcg@10_over_mostpop"] is not None:
-        lines.append(f"NDCG@10 of exact scoring is {summary['ndcg@10_over_mostpop']:.2f} × that of MostPop")
-    return "\n".join(lines)
+def compare_with(config: EvaluateConfig, result: Evaluation, reference: Ranks) -> dict[str, Any]:
+    """The first engine, beside the same of the reference run, request by request."""
+    engine = next(iter(result.engines))
+    before = reference.evaluation(result.num_items)
+    comparison = compare_evaluations(
+        before, result, reference.engine_like(engine), engine, samples=config.bootstrap, seed=config.seed
+    )
+    fallen = [
+        f"{one.name} fell from {one.before:.4f} to {one.after:.4f} ({one.low:+.4f} … {one.high:+.4f}, "
+        f"p {one.p_holm:.4f})"
+        for one in regressions(comparison)
+    ]
+    return {"run": config.against, **dataclasses.asdict(comparison), "fallen": fallen}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,189 +1,283 @@
-"""Run users through the model and the engines, and say where each engine puts the held-out item.
+"""Put requests to engines, and say where each engine places what was held out.
 
-Users are spread over the ranks; the result is put back in the order of the windows, so it is the same for any number
-of ranks.
+Requests are packed into bins that depend on the requests alone; a rank takes every so many of them. A bin is computed
+in the same way whoever computes it, so figures are those of one rank on any number, wherever the model itself gives the
+same numbers (`sharding.world.alone`).
 
-B users in the batch · L token budget · D model width · C code levels · K list length · N items · U users evaluated.
+B requests of a bin · D model width · C code levels · K list length · R requests · T targets · t targets of a bin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.progress import Progress
+from data.batches import Batch, ItemFeatures
 from data.event_store import EventStore
 from data.loader import Loader
 from data.ranges import positions_of
-from data.schema import ITEM
-from data.sequences import Windows
-from evaluation import old_metrics as metrics
-from serving.engines.base import Engine, Query
+from data.schema import ITEM, TIMESTAMP
+from evaluation.levels import level_confidence
+from evaluation.parts import Arrays, Parts, joined
+from evaluation.requests import Requests
+from evaluation.results import KEPT, EngineResult, Evaluation, Ints, LevelResult
+from model.heads import CascadedHeads
+from serving.engines.base import Engine, History, Query
+from serving.engines.overlap import DEPTHS as OVERLAP_DEPTHS
+from serving.engines.overlap import engine_overlap
 from sharding.world import World
 
-_KEPT = max(metrics.COVERAGE_DEPTHS)
+_REQUESTS_AT_ONCE = 256
+"""In a bin, where there is no model to bound it by tokens."""
 
 
-@dataclass(frozen=True, eq=False)
-class EngineResult:
-    """What one engine returned, users in the order of the evaluated windows.
-
-    Args:
-        rank_U: 1-based place of the held-out item, 0 where the list does not hold it.
-        items_UK: the first items of each list.
-    """
-
-    rank_U: npt.NDArray[np.int64]
-    items_UK: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """The outcome of evaluating some users.
+@dataclass(frozen=True)
+class Reader:
+    """How a model reads requests.
 
     Args:
-        engines: results by engine name.
-        target_items_U: the held-out items.
-        level_accuracy_C: share of users whose code is the most likely one, given the true codes before it.
-        depth: K, the length of the lists.
+        encode: a batch → L2-normalised states [L, D]. Collective where tables are sharded over the ranks.
+        features: of the items, what a batch needs.
+        tokens: budget of a bin.
+        distinct: as in training.
+        heads: of a model whose output are codes: they are held against the true codes.
     """
 
-    engines: dict[str, EngineResult]
-    target_items_U: npt.NDArray[np.int64]
-    level_accuracy_C: list[float]
-    depth: int
-
-    def summary(self, engine: str, num_items: int) -> dict[str, float]:
-        """Mean metrics of one engine by their published names."""
-        result = self.engines[engine]
-        means = {name: float(values.mean()) for name, values in metrics.per_user_metrics(result.rank_U).items()}
-        for k in metrics.COVERAGE_DEPTHS:
-            means[f"coverage@{k}"] = metrics.coverage(result.items_UK, k, num_items)
-        return means
+    encode: Callable[[Batch], Tensor]
+    features: ItemFeatures
+    tokens: int
+    distinct: bool = True
+    heads: CascadedHeads | None = None
 
 
-def evaluate_windows(
-    model: nn.Module,
+def evaluate_requests(
+    reader: Reader | None,
     engines: Sequence[Engine],
-    loader: Loader,
+    requests: Requests,
     store: EventStore,
     world: World,
     *,
     depth: int,
     label: str,
     filter_history: bool = True,
-) -> Evaluation:
-    """Evaluate every window of `loader`: its inputs are what the user did, its one target is what came next.
+    parts: Parts | None = None,
+) -> Evaluation | None:
+    """Put every request to every engine.
 
     Args:
-        model: called with a batch, gives (loss, output with `hidden_LD`); sharded or not. Left in the mode it had.
-        depth: K; a held-out item below it counts as not found.
-        filter_history: return no item of the user's history.
+        reader: what turns histories into vectors; None where no engine wants any.
+        depth: K, the length of the lists; an item that stands below it counts as not found.
+        filter_history: return no item of the history that a request may see, the whole of it, not only the window.
+        parts: what is done already, and where to keep what is done.
+
+    Returns:
+        The outcome on rank 0, None elsewhere.
     """
-    windows, was_training = loader.windows(0), model.training
-    model.eval()
-    local = _LocalResults([engine.name for engine in engines])
-    with torch.no_grad(), Progress(label, len(windows), "users", quiet=not world.is_main) as progress:
-        for batch in loader.iterate(epoch=0):
-            batch = batch.to(world.device)
-            _, output = model(batch)  # a collective: every rank takes part, with users or without
-            local.add_accuracy(output.level_correct_C, output.num_targets)
-            users = torch.nonzero(batch.offsets.diff()).squeeze(1)
-            if len(users):
-                last = batch.offsets[users + 1] - 1
-                windows_B = batch.window_index_B[users].cpu().numpy()
-                targets_B = torch.from_numpy(_held_out(windows_B, windows, store)).to(world.device)
-                seen_B = windows.stop[windows_B] if filter_history else np.zeros_like(windows_B)
-                query = _query(windows_B, output.hidden_LD[last], seen_B, windows, store)
-                for engine in engines:
-                    items_BK, _ = engine.retrieve(query, depth)
-                    local.add(engine.name, items_BK, targets_B)
-                local.add_users(windows_B, targets_B)
-            # The other ranks are assumed to be as far as this one.
-            progress.advance(min(len(users) * world.size, len(windows) - progress.done))
-    model.train(was_training)
-    return local.gather(world, depth)
+    parts = parts or Parts(None, "", world.rank)
+    bins = _Bins(reader, requests, store)
+    done = _agreed(parts.read(), world)
+    for number in [number for number in parts.kept if number not in done or not world.is_main]:
+        del parts.kept[number]  # of what was found before, rank 0 alone keeps a copy
+    mine = _Work(reader, engines, requests, store, world, depth, filter_history)
+    left = [number for number in range(len(bins)) if number not in done]
+    finished = sum(len(bins.requests_of(number)) for number in done)
+    if finished and world.is_main:
+        print(f"{label}: goes on after {finished} of {len(requests)} requests, which were done before", file=sys.stderr)
+    total = len(requests) - finished
+    with torch.no_grad(), Progress(label, total, "requests", quiet=not world.is_main) as progress:
+        try:
+            for first in range(0, len(left), world.size):
+                together = left[first : first + world.size]
+                # A rank without a bin of its own takes part in what is collective, with the last one's.
+                number = together[min(world.rank, len(together) - 1)]
+                found = mine.of(bins, number)
+                if world.rank < len(together):
+                    parts.add(number, found)
+                progress.advance(sum(len(bins.requests_of(one)) for one in together))
+        finally:
+            parts.write()
+    return _gathered(parts, engines, requests, world, depth, store.num_items, bins)
 
 
-def _held_out(windows_B: npt.NDArray[np.int64], windows: Windows, store: EventStore) -> npt.NDArray[np.int64]:
-    """The item [B] asked for. Not the batch's target, which is absent where the item's codes are unknown."""
-    assert windows.asked is not None
-    at_B = store.offsets[windows.user[windows_B]] + windows.asked[windows_B]
-    items_B: npt.NDArray[np.int64] = store.column(ITEM)[at_B].astype(np.int64)
-    return items_B
+class _Bins:
+    """The requests in bins: of as many as fit the token budget, or of a fixed number."""
 
-
-def _query(
-    windows_B: npt.NDArray[np.int64],
-    hidden_BD: Tensor,
-    seen_B: npt.NDArray[np.int64],
-    windows: Windows,
-    store: EventStore,
-) -> Query:
-    """The users' vectors, and the first `seen_B` events of each, not only those of the window, as seen items."""
-    first_B = store.offsets[windows.user[windows_B]]
-    rows = torch.from_numpy(np.repeat(np.arange(len(windows_B)), seen_B))
-    items = torch.from_numpy(store.column(ITEM)[positions_of(first_B, seen_B)].astype(np.int64))
-    return Query(hidden_BD, rows.to(hidden_BD.device), items.to(hidden_BD.device))
-
-
-class _LocalResults:
-    """What this rank has found so far."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-        self.ranks: dict[str, list[Tensor]] = {name: [] for name in names}
-        self.items: dict[str, list[Tensor]] = {name: [] for name in names}
-        self.windows: list[Tensor] = []
-        self.targets: list[Tensor] = []
-        self.correct_C: Tensor | float = 0.0
-        self.num_targets: Tensor | float = 0.0
-
-    def add(self, name: str, items_BK: Tensor, targets_B: Tensor) -> None:
-        matches = items_BK == targets_B[:, None]
-        place = matches.int().argmax(dim=1) + 1
-        self.ranks[name].append(torch.where(matches.any(dim=1), place, 0).cpu())
-        self.items[name].append(items_BK[:, :_KEPT].cpu())
-
-    def add_users(self, windows_B: npt.NDArray[np.int64], targets_B: Tensor) -> None:
-        self.windows.append(torch.from_numpy(windows_B))
-        self.targets.append(targets_B.cpu())
-
-    def add_accuracy(self, correct_C: Tensor, num_targets: Tensor) -> None:
-        self.correct_C = self.correct_C + correct_C.cpu()
-        self.num_targets = self.num_targets + num_targets.cpu()
-
-    def gather(self, world: World, depth: int) -> Evaluation:
-        mine: dict[str, Any] = {"windows": _cat(self.windows), "targets": _cat(self.targets)}
-        mine |= {"correct": self.correct_C, "num_targets": self.num_targets}
-        mine |= {f"rank/{name}": _cat(self.ranks[name]) for name in self.names}
-        mine |= {f"items/{name}": _cat(self.items[name], columns=min(_KEPT, depth)) for name in self.names}
-        everyone: list[Any] = [None] * world.size
-        dist.all_gather_object(everyone, mine)
-        order = np.argsort(np.concatenate([part["windows"] for part in everyone]), kind="stable")
-
-        def joined(key: str) -> npt.NDArray[np.int64]:
-            return np.concatenate([part[key] for part in everyone])[order]
-
-        num_targets = sum(float(part["num_targets"]) for part in everyone)
-        correct = sum(part["correct"] for part in everyone) / max(num_targets, 1)
-        return Evaluation(
-            {name: EngineResult(joined(f"rank/{name}"), joined(f"items/{name}")) for name in self.names},
-            joined("targets"),
-            [float(share) for share in correct],
-            depth,
+    def __init__(self, reader: Reader | None, requests: Requests, store: EventStore) -> None:
+        self.loader: Loader | None = None
+        if reader is None:
+            cuts = np.arange(0, len(requests), _REQUESTS_AT_ONCE)[1:]
+            self._bins = np.split(np.arange(len(requests)), cuts)
+            return
+        self.loader = Loader(
+            store,
+            reader.features,
+            requests.windows,
+            tokens=reader.tokens,
+            bins=1,
+            rank=0,
+            world_size=1,
+            seed=0,
+            shuffle=False,
+            distinct=reader.distinct,
         )
+        self._bins = [self.loader.bins_of_step(0, step)[0] for step in range(self.loader.steps_per_epoch(0))]
+
+    def __len__(self) -> int:
+        return len(self._bins)
+
+    def requests_of(self, number: int) -> Ints:
+        return self._bins[number]
+
+    def batch(self, number: int) -> Batch:
+        assert self.loader is not None
+        return self.loader.batch(0, number)
 
 
-def _cat(parts: list[Tensor], columns: int | None = None) -> npt.NDArray[np.int64]:
-    """Parts as one array; a rank without users gives one of the right width and no rows."""
-    if not parts:
-        return np.zeros((0,) if columns is None else (0, columns), np.int64)
-    return torch.cat(parts).numpy()
+@dataclass(frozen=True)
+class _Work:
+    """What is done with one bin."""
+
+    reader: Reader | None
+    engines: Sequence[Engine]
+    requests: Requests
+    store: EventStore
+    world: World
+    depth: int
+    filter_history: bool
+
+    def of(self, bins: _Bins, number: int) -> Arrays:
+        device = self.world.device
+        rows_B = bins.requests_of(number)
+        found: Arrays = {"requests": rows_B}
+        hidden_BD = torch.zeros(len(rows_B), 0, device=device)
+        if self.reader is not None:
+            batch = bins.batch(number).to(device)
+            hidden_BD = self.reader.encode(batch)[batch.offsets[1:] - 1]
+            if self.reader.heads is not None:
+                found |= self._levels(self.reader.heads, hidden_BD, rows_B)
+        query = self._query(hidden_BD, rows_B)
+        reference_BK: Ints | None = None
+        for engine in self.engines:
+            begun = time.perf_counter()
+            retrieved = engine.retrieve(query, self.depth)
+            items_BK, scores_BK = (values.cpu().numpy() for values in retrieved)  # waits for a GPU
+            seconds = time.perf_counter() - begun
+            reference_BK = items_BK if reference_BK is None else reference_BK
+            overlap = engine_overlap(items_BK, reference_BK)
+            found |= {
+                f"{engine.name}/seconds": np.array([seconds]),
+                f"{engine.name}/places": self._places(items_BK, rows_B),
+                f"{engine.name}/items": items_BK[:, :KEPT].astype(np.int32),
+                f"{engine.name}/scores": scores_BK[:, :KEPT].astype(np.float32),
+                f"{engine.name}/overlap": np.array([[*overlap.values()]]) * len(rows_B),
+                f"{engine.name}/longest": (items_BK >= 0).sum(axis=1).max(keepdims=True),
+            }
+        return found
+
+    def _levels(self, heads: CascadedHeads, hidden_BD: Tensor, rows_B: Ints) -> Arrays:
+        assert self.reader is not None
+        targets = self.requests.targets
+        codes_BC = self.reader.features.codes_NC[targets.items_T[targets.first_T[rows_B]]].long()
+        known_B = (codes_BC != 0).any(dim=1)
+        device = self.world.device
+        confidence_BC, correct_BC = level_confidence(heads, hidden_BD, codes_BC.to(device), known_B.to(device))
+        return {"confidence": confidence_BC.cpu().numpy(), "correct": correct_BC.cpu().numpy()}
+
+    def _query(self, hidden_BD: Tensor, rows_B: Ints) -> Query:
+        """The vectors, and everything that each request may see, not only its window."""
+        targets, store, device = self.requests.targets, self.store, self.world.device
+        users_B, seen_B = targets.users_R[rows_B], self.requests.history_stop_R[rows_B]
+        at_h = positions_of(store.offsets[users_B], seen_B)
+
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values.astype(np.int64)).to(device)
+
+        history = History(
+            tensor(np.concatenate([[0], np.cumsum(seen_B)])),
+            tensor(store.column(ITEM)[at_h]),
+            tensor(store.column(TIMESTAMP)[at_h]),
+            tensor(targets.times_R[rows_B]),
+        )
+        nothing = hidden_BD.new_zeros(0, dtype=torch.int64)
+        excluded = (history.rows_h, history.items_h) if self.filter_history else (nothing, nothing)
+        return Query(hidden_BD, *excluded, history)
+
+    def _places(self, items_BK: Ints, rows_B: Ints) -> Ints:
+        """1-based place of each of the bin's targets [t], 0 where the list does not hold it."""
+        targets, num_items = self.requests.targets, self.store.num_items
+        sizes_B = targets.sizes_R[rows_B]
+        at_t = positions_of(targets.offsets_R1[rows_B], sizes_B)
+        wanted_t = np.repeat(np.arange(len(rows_B)), sizes_B) * num_items + targets.items_T[at_t]
+        row_S, column_S = np.nonzero(items_BK >= 0)
+        listed_S = row_S * num_items + items_BK[row_S, column_S]
+        order_t = np.argsort(wanted_t)
+        where_S = np.searchsorted(wanted_t, listed_S, sorter=order_t).clip(max=len(wanted_t) - 1)
+        hit_S = np.flatnonzero(wanted_t[order_t[where_S]] == listed_S)
+        places_t = np.zeros(len(wanted_t), np.int64)
+        places_t[order_t[where_S[hit_S]]] = column_S[hit_S] + 1
+        return places_t
+
+
+def _mean_overlap(found: Arrays, engine: str, num_requests: int, depth: int) -> dict[int, float]:
+    """At the depths that the engine's lists reach."""
+    longest = int(found[f"{engine}/longest"].max())
+    shares = found[f"{engine}/overlap"].sum(axis=0) / num_requests
+    depths = [one for one in OVERLAP_DEPTHS if one <= depth]
+    return {one: float(share) for one, share in zip(depths, shares, strict=True) if one <= longest}
+
+
+def _agreed(found: set[int], world: World) -> set[int]:
+    """The bins that rank 0 found done: folders may be seen later on one machine than on another."""
+    told = [found if world.is_main else None]
+    dist.broadcast_object_list(told, src=0)
+    assert told[0] is not None
+    return told[0]
+
+
+def _gathered(
+    parts: Parts,
+    engines: Sequence[Engine],
+    requests: Requests,
+    world: World,
+    depth: int,
+    num_items: int,
+    bins: _Bins,
+) -> Evaluation | None:
+    everyone: list[dict[int, Arrays] | None] | None = [None] * world.size if world.is_main else None
+    dist.gather_object(parts.kept, everyone, dst=0)
+    if everyone is None:
+        return None
+    by_bin: dict[int, Arrays] = {}
+    for kept in everyone:
+        by_bin |= kept or {}
+    assert set(by_bin) == set(range(len(bins)))
+    found = joined(by_bin[number] for number in sorted(by_bin))
+    targets = requests.targets
+    rows_R = found["requests"]
+    assert np.array_equal(np.sort(rows_R), np.arange(len(requests)))
+    order_R = np.argsort(rows_R)
+    sizes_R = targets.sizes_R[rows_R]
+    order_T = positions_of((np.cumsum(sizes_R) - sizes_R)[order_R], sizes_R[order_R])
+    results = {
+        engine.name: EngineResult(
+            found[f"{engine.name}/places"][order_T],
+            found[f"{engine.name}/items"][order_R],
+            found[f"{engine.name}/scores"][order_R],
+            engine.log_probabilities,
+        )
+        for engine in engines
+    }
+    levels = None
+    if "confidence" in found:
+        levels = LevelResult(found["confidence"][order_R], found["correct"][order_R])
+    seconds = {engine.name: float(found[f"{engine.name}/seconds"].sum()) for engine in engines}
+    overlaps = {engine.name: _mean_overlap(found, engine.name, len(targets), depth) for engine in engines}
+    return Evaluation(targets, results, depth, num_items, levels, seconds, overlaps)

@@ -11,6 +11,7 @@ R requests · U users · E events · T targets.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,11 @@ def protocol_of(split_kind: str) -> str:
     return {"yambda": YAMBDA, "temporal": PERIOD}.get(split_kind, NEXT)
 
 
+def filters_history(protocol: str) -> bool:
+    """Whether lists go without what the user has had, where nothing else is asked for: Yambda's do not."""
+    return protocol != YAMBDA
+
+
 def make_requests(store: EventStore, events: str, max_history: int, protocol: str) -> Requests:
     """The requests of a protocol on a store's held-out events.
 
@@ -76,6 +82,14 @@ def make_requests(store: EventStore, events: str, max_history: int, protocol: st
     parts = _days(store, held) if protocol == DAILY else [held]
     pieces = [_requests_of(store, part, max_history, all_events=protocol != NEXT) for part in parts]
     return _joined([piece for piece in pieces if len(piece)])
+
+
+def without_time(requests: Requests, store: EventStore) -> Requests:
+    """The same requests, made when each user's newest event happened: the model is not told when the next one does."""
+    users_R = requests.targets.users_R
+    newest_R = store.column(TIMESTAMP)[store.offsets[users_R] + requests.history_stop_R - 1].astype(np.int64)
+    windows = dataclasses.replace(requests.windows, request_time=newest_R)
+    return dataclasses.replace(requests, windows=windows)
 
 
 def _days(store: EventStore, held: HeldOut) -> list[HeldOut]:

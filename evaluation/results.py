@@ -64,13 +64,13 @@ class EngineResult:
 
     Args:
         places_T: 1-based place of each target in its request's list, 0 where the list does not hold it.
-        items_RK: the first items of each list, −1 in empty places; K is at most `KEPT`.
+        items_RK: int32, the first items of each list, −1 in empty places; K is at most `KEPT`.
         scores_RK: float32, their scores, −inf in empty places.
         log_probabilities: whether scores are the model's log-probabilities of being the next item.
     """
 
     places_T: Ints
-    items_RK: Ints
+    items_RK: npt.NDArray[np.int32]
     scores_RK: npt.NDArray[np.float32]
     log_probabilities: bool = False
 
@@ -107,6 +107,8 @@ class Evaluation:
         num_items: N, items of the store, those included that no engine may return.
         levels: for a model whose output are codes.
         seconds: time each engine took over all its requests, summed over the ranks.
+        overlaps: by engine and depth k, the share of the first engine's first k that stand in its own first k, on
+            average over requests.
     """
 
     targets: Targets
@@ -115,3 +117,4 @@ class Evaluation:
     num_items: int
     levels: LevelResult | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    overlaps: dict[str, dict[int, float]] = field(default_factory=dict)

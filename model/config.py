@@ -88,11 +88,32 @@ class BiasConfig:
 
 @dataclass
 class HeadsConfig:
-    """The cascade of output heads, one per code level."""
+    """What comes out: a cascade of heads, one per code level, or a score of each item's own row."""
 
-    gated: bool = option(True, "earlier codes also scale the hidden vector, not only shift it")
-    logit_scale: float = option(20.0, "what the logits are multiplied by: 1 / temperature")
-    chunk_tokens: int = option(256, "tokens whose logits of one level are held at once", minimum=1)
+    kind: str = option(
+        "codes",
+        "codes: a distribution over each level's codes, given those before; items: the cosine of the user's vector and "
+        "the item's row, which is the input's too (needs items.kind=vocabulary)",
+        choices=("codes", "items"),
+    )
+    gated: bool = option(True, "kind=codes: earlier codes also scale the hidden vector, not only shift it")
+    logit_scale: float = option(20.0, "kind=codes: what the logits are multiplied by: 1 / temperature")
+    temperature: float = option(0.05, "kind=items: what the cosines are divided by", minimum=0)
+    chunk_tokens: int = option(256, "tokens whose logits (of one level) are held at once", minimum=1)
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        faults = []
+        if self.temperature == 0:
+            faults.append("temperature=0.0 makes scores infinite: must be above 0")
+        of_others = {"codes": {"temperature": 0.05}, "items": {"gated": True, "logit_scale": 20.0}}[self.kind]
+        faults += [
+            f"{key}={_plain(getattr(self, key))} means nothing with kind={self.kind}: leave it out"
+            for key, default in of_others.items()
+            if getattr(self, key) != default
+        ]
+        if faults:
+            raise InputError(*faults)
 
 
 @dataclass
@@ -154,6 +175,9 @@ class ModelConfig:
     )
     input_dropout: float = option(0.2, "dropout of the summed embeddings", minimum=0)
     scale_input: bool = option(True, "multiply the summed embeddings by √width")
+    places: bool = option(
+        False, "hstu: add a learned vector for a token's place in its window, as published; sasrec always does"
+    )
     qk_norm: bool = option(
         False, "divide each head's queries and keys by their root mean square, then multiply by a learned weight"
     )
@@ -177,7 +201,7 @@ class ModelConfig:
     biases: BiasConfig = group(BiasConfig, "attention biases")
     items: ItemTableConfig = group(ItemTableConfig, "a table of plain items")
     transformer: TransformerConfig = group(TransformerConfig, "sasrec and transformer++")
-    output: HeadsConfig = group(HeadsConfig, "output heads")
+    output: HeadsConfig = group(HeadsConfig, "what comes out")
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -189,6 +213,11 @@ class ModelConfig:
         if self.biases.time and self.biases.time_buckets > 64:
             # biases.MAX_SECONDS has 31 bits, and there are two buckets a bit.
             faults.append(f"biases.time_buckets={self.biases.time_buckets}: buckets above 64 can never be reached")
+        if self.output.kind == "items" and self.items.kind != "vocabulary":
+            faults.append(
+                f"output.kind=items scores items by their rows of a table that has one for each, and items.kind is "
+                f"{self.items.kind}: set items.kind=vocabulary, or output.kind=codes"
+            )
         if self.architecture != "hstu":
             faults += self._transformer_faults()
         if faults:
@@ -202,6 +231,7 @@ class ModelConfig:
             "pooled_norm": (self.pooled_norm, True),
             "gate": (self.gate, True),
             "recompute": (self.recompute, False),
+            "places": (self.places, False),
             **{
                 f"biases.{name}": (getattr(self.biases, name), False)
                 for name in ("alibi", "time", "duration", "organic", "position")

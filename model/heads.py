@@ -6,6 +6,7 @@ Shapes: T tokens · D width · C code levels · V codes per level · l codes of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,22 @@ from torch.nn import functional as F
 from model.config import HeadsConfig, Vocabulary
 
 INITIAL_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """What the codes of prefixes have added up to, so that a search need not begin anew at each level: [T, D] each."""
+
+    shift_TD: Tensor
+    gate_TD: Tensor | None
+    """1 + Σ G; None without gates."""
+
+    def state(self, x_TD: Tensor) -> Tensor:
+        """z after these prefixes; each vector is that of as many prefixes as there are to one, in their order."""
+        x_T1D, shift_TbD = x_TD[:, None], self.shift_TD.view(len(x_TD), -1, x_TD.size(1))
+        if self.gate_TD is None:
+            return (x_T1D + shift_TbD).flatten(0, 1)
+        return torch.addcmul(shift_TbD, x_T1D, self.gate_TD.view_as(shift_TbD)).flatten(0, 1)
 
 
 class CascadedHeads(nn.Module):
@@ -66,6 +83,26 @@ class CascadedHeads(nn.Module):
         *_, state = self.states(x_TD, prefix_codes_Tl)
         return self._logits(state, level)
 
+    def empty_prefixes(self, x_TD: Tensor) -> Prefixes:
+        """Prefixes of no codes, one a vector."""
+        return Prefixes(torch.zeros_like(x_TD), None if self.gate is None else torch.ones_like(x_TD))
+
+    def extend(self, prefixes: Prefixes, longer_T: Tensor, codes_T: Tensor, level: int) -> Prefixes:
+        """Prefixes `longer_T`, any of them and any number of times, each with a code of `level` at its end."""
+        shift_TD = prefixes.shift_TD.index_select(0, longer_T)
+        gate_TD = None if prefixes.gate_TD is None else prefixes.gate_TD.index_select(0, longer_T)
+        if self.shift is not None and level < self.levels - 1:
+            rows_T = codes_T + level * self.codes
+            shift_TD += F.embedding(rows_T, self.shift)
+            if gate_TD is not None and self.gate is not None:
+                gate_TD += F.embedding(rows_T, self.gate)
+        return Prefixes(shift_TD, gate_TD)
+
+    def state_logits(self, state_TD: Tensor, level: int, out: Tensor | None = None) -> Tensor:
+        """Logits [T, V] of one level given z, which `Prefixes.state` makes. `out` needs `torch.no_grad`."""
+        weight_DV = self.weight_CVD[level].T
+        return torch.addmm(self.bias_CV[level], state_TD, weight_DV, alpha=self.scale, out=out)
+
     def all_pairs_logits(self, x_XD: Tensor, prefix_codes_Ml: Tensor, level: int) -> Tensor:
         """`level_logits` [X, M, V] of every vector after every prefix, without a copy of either for each pair."""
         assert prefix_codes_Ml.shape[1] == level < self.levels, (prefix_codes_Ml.shape, level)
@@ -81,4 +118,4 @@ class CascadedHeads(nn.Module):
         return logits_XMV
 
     def _logits(self, state_TD: Tensor, level: int) -> Tensor:
-        return torch.addmm(self.bias_CV[level], state_TD, self.weight_CVD[level].T, alpha=self.scale)
+        return self.state_logits(state_TD, level)

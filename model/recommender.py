@@ -1,4 +1,4 @@
-"""The whole model: pooled embeddings → HSTU or a Transformer → L2 norm → cascaded heads → loss.
+"""The whole model: pooled embeddings → HSTU or a Transformer → L2 norm → cascaded heads, or rows of items → loss.
 
 Shapes: L tokens (with tail padding) · P rows of pooled embeddings, which tokens share · D width · C code levels ·
 T tokens with a target.
@@ -21,7 +21,8 @@ from model.config import ModelConfig, Vocabulary
 from model.embeddings import add_items, sum_features
 from model.heads import CascadedHeads
 from model.hstu import HSTU
-from model.losses import cascaded_cross_entropy
+from model.item_head import ItemHead
+from model.losses import CascadeLoss, cascaded_cross_entropy
 from model.transformer import LearnedPlaces, Transformer
 
 
@@ -31,8 +32,8 @@ class Output:
 
     Args:
         hidden_LD: L2-normalised states; meaningless in the tail padding.
-        level_loss_sum_C: nats, summed over this rank's targets.
-        level_correct_C: int64, teacher-forced hits of the most likely code.
+        level_loss_sum_C: nats, summed over this rank's targets; of one level where the output are items.
+        level_correct_C: int64, teacher-forced hits of the most likely code; targets that no negative of theirs beats.
         num_targets: int64 0-d, this rank's tokens with a target.
     """
 
@@ -49,9 +50,11 @@ class Tower(nn.Module):
         """Blocks and heads."""
         super().__init__()
         self.cfg = cfg
-        self.places = LearnedPlaces(cfg) if cfg.architecture == "sasrec" else None
+        self.places = LearnedPlaces(cfg) if cfg.architecture == "sasrec" or cfg.places else None
         self.encoder = HSTU(cfg) if cfg.architecture == "hstu" else Transformer(cfg)
-        self.heads = CascadedHeads(cfg.output, cfg.width, vocabulary)
+        self.heads = (
+            CascadedHeads(cfg.output, cfg.width, vocabulary) if cfg.output.kind == "codes" else ItemHead(cfg.output)
+        )
 
     def encode(self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch) -> Tensor:
         """L2-normalised states [L, D]; `items` are rows of the table of items, if there is one."""
@@ -77,20 +80,25 @@ class Tower(nn.Module):
     ) -> tuple[Tensor, Output]:
         """The weighted loss of the batch and what to report of it."""
         hidden_LD = self.encode(pooled, items, batch)
-        rows_T = (batch.target_items_L >= 0).nonzero().flatten()
-        result = cascaded_cross_entropy(
-            self.heads,
-            hidden_LD.index_select(0, rows_T),
-            batch.target_codes_LC.index_select(0, rows_T),
-            self.cfg.output.chunk_tokens,
-        )
+        result, targets = self._loss(hidden_LD, items, batch)
         output = Output(
             hidden_LD=hidden_LD.detach(),
             level_loss_sum_C=result.level_loss_sum_C,
             level_correct_C=result.level_correct_C,
-            num_targets=rows_T.new_tensor(rows_T.numel()),
+            num_targets=batch.offsets.new_tensor(targets),
         )
         return result.loss_sum * batch.loss_weight, output
+
+    def _loss(
+        self, hidden_LD: Tensor, items: Mapping[str, JaggedTensor] | None, batch: Batch
+    ) -> tuple[CascadeLoss, int]:
+        """Summed over this rank's targets, and how many these are."""
+        if isinstance(self.heads, ItemHead):
+            assert items is not None
+            return self.heads.loss(hidden_LD, items, batch)
+        rows_T = (batch.target_items_L >= 0).nonzero().flatten()
+        hidden_TD, codes_TC = hidden_LD.index_select(0, rows_T), batch.target_codes_LC.index_select(0, rows_T)
+        return cascaded_cross_entropy(self.heads, hidden_TD, codes_TC, self.cfg.output.chunk_tokens), len(rows_T)
 
 
 class Recommender(nn.Module):

@@ -59,7 +59,7 @@ def shard_model(
     """
     allow_uneven_parts()
     fast_bag_metadata()
-    plan = placement.to_torchrec()
+    plan = placement.to_torchrec(*_among_all(world))
     if hashing is not None:
         hash_items(model, plan, hashing)
     for module in model.modules():
@@ -67,7 +67,7 @@ def shard_model(
             apply_optimizer_in_backward(RowWiseAdagrad, module.parameters(), {"lr": learning_rate, "eps": epsilon})
     sharded = DistributedModelParallel(
         module=model,
-        env=ShardingEnv.from_process_group(torch.distributed.group.WORLD),
+        env=ShardingEnv.from_process_group(world.group or torch.distributed.group.WORLD),
         device=world.device,
         plan=plan,
         sharders=table_sharders(placement.communication),
@@ -82,6 +82,13 @@ def shard_model(
                 drawn = draw_rows(name, first + start, first + stop, table.size(1))[:, column : column + columns]
                 weight_RD[start:stop].copy_(drawn)
     return sharded
+
+
+def _among_all(world: World) -> tuple[int, str]:
+    """Where the ranks of `world` begin among all processes, and its device if it is a world of one."""
+    if world.group is None:
+        return 0, ""
+    return torch.distributed.get_global_rank(world.group, 0), str(world.device) if world.size == 1 else ""
 
 
 def table_sharders(communication: str) -> list[ModuleSharder[Any]]:

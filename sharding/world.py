@@ -26,12 +26,14 @@ class World:
         size: number of processes.
         local_size: number of processes on this node.
         device: where this rank's tensors live.
+        group: the processes, if they are not all there are.
     """
 
     rank: int
     size: int
     local_size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -42,6 +44,17 @@ class World:
     def is_first_on_node(self) -> bool:
         """Whether this rank does, once for its machine, what its neighbours need not do again (verify a store)."""
         return self.rank % self.local_size == 0
+
+
+def alone(world: World) -> World:
+    """This process as a world of its own: what lies whole on every rank needs nobody else.
+
+    Collective over `world`.
+    """
+    if world.size == 1:
+        return world
+    own, _ = dist.new_subgroups(group_size=1)
+    return World(0, 1, 1, world.device, own)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def test_torchx_components_import_no_room() -> None:
         "import numpy, serving",
         "from sharding import world",
         "from sharding.world import World as Other",
-        "def f():\n    from evaluation import old_metrics as metrics",
+        "def f():\n    from evaluation import metrics",
         "if TYPE_CHECKING:\n    import trainer",
         "from ...serving import index",
         "import importlib\nimportlib.import_module('trainer.train')",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from common.config import REQUIRED, group, option
 from common.errors import InputError
+from data.negatives import NegativesConfig
 from data.sequences import PLANS
 from data.stochastic_length import StochasticLength
 from model.config import ModelConfig
@@ -33,6 +34,7 @@ class BatchConfig:
     shuffle_ties: bool = option(
         False, "order events of one user and one second anew in each epoch, where the log's order means nothing"
     )
+    negatives: NegativesConfig = group(NegativesConfig, "what targets are held against, with model.output.kind=items")
 
 
 @dataclass
@@ -95,14 +97,20 @@ class TrainConfig:
     checkpoint: CheckpointConfig = group(CheckpointConfig, "checkpoints")
 
     def __post_init__(self) -> None:
+        faults = []
         if self.batch.tokens < self.model.max_history:
-            raise InputError(
+            faults.append(
                 f"`batch.tokens` is {self.batch.tokens}, less than `model.max_history` {self.model.max_history}: "
                 f"a user's whole window must fit into one bin"
             )
-        if self.checkpoint.values == "int4" and self.model.width % 2:
-            raise InputError(
-                f"`checkpoint.values` is int4, which needs an even `model.width`; it is {self.model.width}"
+        if self.model.output.kind == "codes" and self.batch.negatives != NegativesConfig():
+            faults.append(
+                "`batch.negatives` means nothing with `model.output.kind` codes, whose softmax is over all codes of a "
+                "level: leave it out, or set model.output.kind=items"
             )
+        if self.checkpoint.values == "int4" and self.model.width % 2:
+            faults.append(f"`checkpoint.values` is int4, which needs an even `model.width`; it is {self.model.width}")
         if self.start_from and self.resume == "true":
-            raise InputError("`start_from` begins a run and `resume=true` goes on with one; give one of the two")
+            faults.append("`start_from` begins a run and `resume=true` goes on with one; give one of the two")
+        if faults:
+            raise InputError(*faults)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,17 @@ from common.storage import open_storage
 from data.batches import ItemFeatures
 from data.event_store import EventStore
 from data.loader import Loader, item_features
+from data.negatives import NegativeSampler
 from data.schema import TIMESTAMP
-from data.sequences import make_plan, request_windows
+from data.sequences import make_plan
 from data.split import Split
 from data.stochastic_length import attention_sparsity, sparsity
-from evaluation.evaluator import evaluate_windows
+from evaluation.engines import exact_engine, list_length
+from evaluation.validation import Validation
 from model.config import Vocabulary
 from semantic_ids.codes.code_table import CodeTable
-from semantic_ids.codes.trie import CodeTrie
 from serving.checkpoints.manifest import Manifest, blank_manifest
 from serving.checkpoints.model import build_sharded
-from serving.engines.base import ranked_catalogue
-from serving.engines.exact import ExactEngine
 from sharding.apply import sharded_tables
 from sharding.job import describe_plan, plan_job
 from sharding.planning.plan_files import write_plan
@@ -105,7 +104,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             loader=loader,
             optimizers=optimizers,
             telemetry=telemetry,
-            validate=Validation(config, store, codes, split, model, world),
+            validate=make_validation(config, store, codes, model, world),
             checkpointer=checkpointer,
             expected_steps=min(expected_steps, config.max_steps or expected_steps),
         )
@@ -142,7 +141,15 @@ def training_loader(config: TrainConfig, store: EventStore, codes: CodeTable, sp
         thinning=config.stochastic_length,
         longest=config.model.max_history,
         distinct=config.batch.distinct,
+        negatives=_negatives(config, codes),
     )
+
+
+def _negatives(config: TrainConfig, codes: CodeTable) -> NegativeSampler | None:
+    """What draws them, where the output are items."""
+    if config.model.output.kind == "codes":
+        return None
+    return NegativeSampler(config.batch.negatives, codes.training_plays_N)
 
 
 def _item_features(config: TrainConfig, store: EventStore, codes: CodeTable) -> ItemFeatures:
@@ -163,42 +170,14 @@ def one_step(config: TrainConfig, vocabulary: Vocabulary, loader: Loader) -> Wor
     return workload_of_batch(config.model, vocabulary, batch, dense)
 
 
-class Validation:
-    """Metrics of exact scoring on the validation items; the test items are not touched."""
-
-    def __init__(
-        self, config: TrainConfig, store: EventStore, codes: CodeTable, split: Split, model: Any, world: World
-    ) -> None:
-        self.store, self.model, self.world = store, model, world
-        self.loader = Loader(
-            store,
-            _item_features(config, store, codes),
-            request_windows(split.validation, config.model.max_history),
-            tokens=config.batch.tokens,
-            bins=world.size,
-            rank=world.rank,
-            world_size=world.size,
-            seed=config.seed,
-            shuffle=False,
-            distinct=config.batch.distinct,
-        )
-        catalogue = ranked_catalogue(codes, world.device)
-        self.engine = ExactEngine(model.module.tower.heads, CodeTrie.of(codes), catalogue)
-
-    def __call__(self) -> dict[str, float]:
-        """Validate the model as it is now; empty where the split holds out nothing for validation."""
-        if not len(self.loader.windows(0)):
-            return {}
-        result = evaluate_windows(
-            self.model,
-            [self.engine],
-            self.loader,
-            self.store,
-            self.world,
-            depth=self.engine.catalogue.size,
-            label="validate",
-        )
-        return result.summary(self.engine.name, self.store.num_items)
+def make_validation(
+    config: TrainConfig, store: EventStore, codes: CodeTable, model: Any, world: World
+) -> Callable[[], dict[str, float]]:
+    """Metrics of exact scoring on the validation items."""
+    features, batch = _item_features(config, store, codes), config.batch
+    validation = Validation(model, features, store, world, tokens=batch.tokens, distinct=batch.distinct)
+    engine, depth = exact_engine(model, store, codes, world), list_length(store.num_items)
+    return lambda: validation(engine(), depth)
 
 
 def describe_checkpoints(

@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -75,6 +76,7 @@ class Layout:
         ratings_file, items_file: file names.
         ratings_header, items_header: the first line of each, None where there is none.
         parse_item: one line of the items file, split, as (id, title, genres).
+        ratings_separator: between the fields of a rating.
     """
 
     ratings_file: str
@@ -85,6 +87,7 @@ class Layout:
     separator: str
     item_fields: int
     parse_item: Callable[[Sequence[str]], tuple[int, str, tuple[str, ...]]]
+    ratings_separator: str = "\t"
 
 
 def _grouplens_item(fields: Sequence[str]) -> tuple[int, str, tuple[str, ...]]:
@@ -92,17 +95,18 @@ def _grouplens_item(fields: Sequence[str]) -> tuple[int, str, tuple[str, ...]]:
     if set(flags) - {"0", "1"}:
         raise ValueError(f"genre flags are {'|'.join(flags)}, each must be 0 or 1")
     genres = tuple(genre for genre, flag in zip((UNKNOWN_GENRE, *GENRES), flags, strict=True) if flag == "1")
-    return _whole("item id", fields[0], 1), _title(fields[1]), genres
+    return whole_number("item id", fields[0], 1), clean_title(fields[1]), genres
 
 
 def _recbole_item(fields: Sequence[str]) -> tuple[int, str, tuple[str, ...]]:
     """RecBole cuts titles at the last bracket: "Toy Story (1995)" → "Toy Story", "1995"; "unknown" became "unkonwn"."""
     number, title, year, genres = fields
     whole = "unknown" if title == year == "unkonwn" else f"{title} ({year})"
-    return _whole("item id", number, 1), _title(whole), tuple(genres.split())
+    return whole_number("item id", number, 1), clean_title(whole), tuple(genres.split())
 
 
-def _title(text: str) -> str:
+def clean_title(text: str) -> str:
+    """A title without blanks to spare."""
     return " ".join(text.split())  # some titles of GroupLens end in a blank
 
 
@@ -133,8 +137,8 @@ class MovieLens:
         self.user, self.item, self.rating, self.timestamp = ratings.T
         self.items = items
 
-    @staticmethod
-    def parse(raw: RawFiles) -> MovieLens:
+    @classmethod
+    def parse(cls, raw: RawFiles) -> Self:
         """Read both files.
 
         Raises:
@@ -145,7 +149,7 @@ class MovieLens:
         ratings = _parse_ratings(raw, items, faults)
         if faults:
             raise InputError(*shown(faults))
-        return MovieLens(ratings, items)
+        return cls(ratings, items)
 
     def content_sha256(self) -> str:
         """SHA-256 of the content in one canonical text, the same for both layouts."""
@@ -267,16 +271,17 @@ def _parse_ratings(raw: RawFiles, items: dict[int, tuple[str, tuple[str, ...]]],
     layout = raw.layout
     rows: list[tuple[int, int, int, int]] = []
     for place, line in _lines(raw.ratings, raw.ratings_name, "ascii", layout.ratings_header, faults):
-        fields = line.split("\t")
+        fields = line.split(layout.ratings_separator)
         try:
             if len(fields) != 4:
+                separated = "tabs" if layout.ratings_separator == "\t" else repr(layout.ratings_separator)
                 raise ValueError(
-                    f"has {len(fields)} fields, expected 4 (user, item, rating, timestamp) separated by tabs"
+                    f"has {len(fields)} fields, expected 4 (user, item, rating, timestamp) separated by {separated}"
                 )
-            user, item = _whole("user id", fields[0], 1), _whole("item id", fields[1], 1)
+            user, item = whole_number("user id", fields[0], 1), whole_number("item id", fields[1], 1)
             rating, timestamp = (
-                _whole("rating", fields[2], RATINGS[0]),
-                _whole("timestamp", fields[3], 0, _TIMESTAMP_LIMIT),
+                whole_number("rating", fields[2], RATINGS[0]),
+                whole_number("timestamp", fields[3], 0, _TIMESTAMP_LIMIT),
             )
             if item not in items:
                 raise ValueError(f"item id {item} is not in {raw.items_name}; every rated item must be listed there")
@@ -290,7 +295,7 @@ def _parse_ratings(raw: RawFiles, items: dict[int, tuple[str, tuple[str, ...]]],
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
-def _whole(what: str, text: str, minimum: int, limit: int = _ID_LIMIT) -> int:
+def whole_number(what: str, text: str, minimum: int, limit: int = _ID_LIMIT) -> int:
     """A whole number; a trailing ".0" is allowed, since RecBole types ratings and times as floats."""
     digits = text.removesuffix(".0")
     if not digits.removeprefix("-").isdecimal() or not digits.isascii():

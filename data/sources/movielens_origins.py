@@ -16,14 +16,14 @@ import threading
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
 from common.errors import InputError
 from common.files import write_folder_aside
-from data.sources.movielens import CONTENT_SHA256, LAYOUTS, NAME, MovieLens, RawFiles
+from data.sources.movielens import CONTENT_SHA256, LAYOUTS, NAME, Layout, MovieLens, RawFiles
 
 T = TypeVar("T")
 
@@ -89,35 +89,40 @@ def load(path: Path | None, cache: Path) -> MovieLens:
     raise InputError(f"{NAME} could not be obtained: {'; '.join(failures)}; {_ADVICE}")
 
 
-def read_path(path: Path) -> RawFiles:
+def read_path(path: Path, layouts: Sequence[Layout] = LAYOUTS, advice: str = _ADVICE) -> RawFiles:
     """The two files of one layout from a folder or an archive.
+
+    Args:
+        layouts: those that may be there.
+        advice: what to say where they are not.
 
     Raises:
         InputError: nothing there, or not both files.
     """
     if path.is_dir():
         names = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
-        return _pick(
-            str(path), {name: str(file) for name, file in names.items()}, lambda name: names[name].read_bytes()
-        )
+        shown = {name: str(file) for name, file in names.items()}
+        return _pick(str(path), shown, lambda name: names[name].read_bytes(), layouts, advice)
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; {_ADVICE}")
-    return _read_archive(path.read_bytes(), str(path))
+        raise InputError(f"{path}: no such file or folder; {advice}")
+    return _read_archive(path.read_bytes(), str(path), layouts, advice)
 
 
-def _read_archive(content: bytes, place: str) -> RawFiles:
+def _read_archive(content: bytes, place: str, layouts: Sequence[Layout] = LAYOUTS, advice: str = _ADVICE) -> RawFiles:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {PurePosixPath(member).name: member for member in archive.namelist()}
             shown = {name: f"{place}: {member}" for name, member in members.items()}
-            return _pick(place, shown, lambda name: archive.read(members[name]))
+            return _pick(place, shown, lambda name: archive.read(members[name]), layouts, advice)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise InputError(f"{place}: not a whole zip archive ({error}); {_ADVICE}") from None
+        raise InputError(f"{place}: not a whole zip archive ({error}); {advice}") from None
 
 
-def _pick(place: str, names: dict[str, str], read: Callable[[str], bytes]) -> RawFiles:
+def _pick(
+    place: str, names: dict[str, str], read: Callable[[str], bytes], layouts: Sequence[Layout], advice: str
+) -> RawFiles:
     """The first layout of which `names` (file name → name for messages) has both files."""
-    for layout in LAYOUTS:
+    for layout in layouts:
         if layout.ratings_file in names and layout.items_file in names:
             return RawFiles(
                 read(layout.ratings_file),
@@ -126,10 +131,10 @@ def _pick(place: str, names: dict[str, str], read: Callable[[str], bytes]) -> Ra
                 names[layout.items_file],
                 layout,
             )
-    wanted = " or ".join(f"{layout.ratings_file} and {layout.items_file}" for layout in LAYOUTS)
-    present = [file for layout in LAYOUTS for file in (layout.ratings_file, layout.items_file) if file in names]
+    wanted = " or ".join(f"{layout.ratings_file} and {layout.items_file}" for layout in layouts)
+    present = [file for layout in layouts for file in (layout.ratings_file, layout.items_file) if file in names]
     raise InputError(
-        f"{place}: has {' and '.join(present) if present else 'none of the files'}, expected {wanted}; {_ADVICE}"
+        f"{place}: has {' and '.join(present) if present else 'none of the files'}, expected {wanted}; {advice}"
     )
 
 

@@ -115,6 +115,15 @@ class Offsets:
         rows: Indices = np.maximum(entries - more[k], last)
         return rows
 
+    def marks_of_begins(self) -> npt.NDArray[np.uint64]:
+        """Words of 32 entries as in the counted form, with the entries marked that a row begins with.
+
+        So the row of an entry is found by one gather of a word and a count of bits in it. Every row must have entries,
+        unless there are none at all.
+        """
+        begins = self.expanded()[:-1]
+        return _blocks(begins[begins < self.entries], -(-self.entries // BLOCK))
+
     def expanded(self) -> Indices:
         """All R + 1 offsets."""
         if self.plain is not None:

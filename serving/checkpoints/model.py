@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import yaml
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
@@ -15,13 +16,23 @@ from common.errors import InputError
 from common.storage import Storage, open_storage
 from data.event_store import EventStore
 from model.config import ModelConfig, Vocabulary
-from model.embeddings import CODE_TABLE, INITIAL_STD, build_embeddings, build_item_table, draw_rows, rows_from_codebooks
+from model.embeddings import (
+    CODE_TABLE,
+    INITIAL_STD,
+    ITEM_TABLE,
+    build_embeddings,
+    build_item_table,
+    draw_rows,
+    rows_from_codebooks,
+)
+from model.heads import CascadedHeads
+from model.item_head import unit_rows
 from model.recommender import Recommender
 from semantic_ids.codes.code_table import CodeTable
 from serving.checkpoints.chain import Checkpoints, Link
 from serving.checkpoints.manifest import MANIFEST, Damage, Manifest
 from serving.checkpoints.restore import ChainReader, check_tables, open_chain
-from sharding.apply import shard_model
+from sharding.apply import shard_model, sharded_tables
 from sharding.hashing.hashed_items import load_hash_state
 from sharding.planning.placement import Placement, row_wise
 from sharding.tables import table_shards
@@ -32,6 +43,9 @@ SELECTION_METRIC = "ndcg@10"
 
 MODEL = "model."
 """What the names of dense parameters begin with in a checkpoint's dense file."""
+
+_GATHERED_ROWS = 2**16
+"""Rows of the table of items that travel at once."""
 
 BUNDLED_CODES = "codes"
 """Folder of the code table in an exported bundle; a run's own folder has none."""
@@ -128,7 +142,8 @@ def build_sharded(
     if codebooks_CVd is not None:
         noise = draw_rows(seed, CODE_TABLE, 0, vocabulary.levels * vocabulary.codes, config.width, INITIAL_STD)
         code_rows = rows_from_codebooks(codebooks_CVd, config.width, noise)
-        model.tower.heads.start_from(code_rows)
+        if isinstance(model.tower.heads, CascadedHeads):
+            model.tower.heads.start_from(code_rows)
     model.tower.to(world.device)
 
     def starting_rows(table: str, start: int, stop: int, width: int) -> Tensor:
@@ -204,3 +219,30 @@ def load_model(
         fill_dense(dense_tensors(model), saved_model(reader), where)
     model.eval()
     return model
+
+
+@torch.no_grad()
+def item_matrix(model: DistributedModelParallel, world: World) -> Tensor:
+    """The vector of every item, by which a model whose output are items scores it: L2-normalised float32 [N, D].
+
+    Collective: each rank gives what it holds of the table, whichever way that was cut, and gets the whole. Memory is
+    that of the result and a block.
+    """
+    cfg = model.module.tower.cfg
+    assert cfg.items.kind == "vocabulary", "rows of a hashed table belong to whoever came last"
+    shards = [shard for shard in table_shards(model) if shard.table == ITEM_TABLE]
+    num_items = sharded_tables(model)[ITEM_TABLE].size(0)
+    vectors_ND = torch.empty(num_items, cfg.width, device=world.device)
+    for first in range(0, num_items, _GATHERED_ROWS):
+        block_RD = vectors_ND[first : first + _GATHERED_ROWS].zero_()
+        for shard in shards:
+            begin = max(shard.first_row, first)
+            end = min(shard.first_row + shard.rows, first + len(block_RD))
+            if begin < end:
+                own_RD = block_RD[begin - first : end - first, shard.first_column : shard.first_column + shard.columns]
+                own_RD.copy_(shard.weight_RD[begin - shard.first_row : end - shard.first_row])
+        if world.size > 1:
+            # Every number is one rank's and zero elsewhere: the sum is exact.
+            dist.all_reduce(block_RD, group=world.group)
+        block_RD.copy_(unit_rows(block_RD))
+    return vectors_ND

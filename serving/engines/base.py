@@ -129,6 +129,8 @@ class RankedCatalogue:
         scores, order = torch.sort(scores_BM, dim=1, descending=True, stable=True)
         columns = columns_BM.gather(1, order[:, :k])
         scores = scores[:, :k]
+        if not self.size:
+            return _pad_columns(columns[:, :0], k, -1), _pad_columns(scores[:, :0], k, -torch.inf)
         items = torch.where(scores > -torch.inf, self.item_order[columns], -1)
         return _pad_columns(items, k, -1), _pad_columns(scores, k, -torch.inf)
 

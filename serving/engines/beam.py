@@ -1,20 +1,20 @@
 """Retrieval by beam search down the prefix trie: only items of the catalogue, and only those a user may be given.
 
-B users in the batch · D model width · b beams of a user · w beams kept · C code levels · V codes per level · l codes of
-a prefix · M nodes of a level · K list length · N items · S pairs of a user and an item.
+B users in the batch · D model width · b beams of a user · w beams kept · T beams of all users · V codes per level · M
+candidates a user · K list length · N items · S pairs of a user and an item.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model.heads import CascadedHeads
 from semantic_ids.codes.trie import CodeTrie
-from semantic_ids.codes.trie_steps import Beams, TrieSteps
+from semantic_ids.codes.trie_arrays import in_rows
+from semantic_ids.codes.trie_steps import Barred, Beams, LogProbabilities, TrieSteps
 from serving.engines.base import Query, RankedCatalogue
+from serving.engines.used_up import UsedUp
 
 WIDTH = 50
 """Beams kept a user, or as many as items are asked for, if that is more."""
@@ -22,24 +22,26 @@ WIDTH = 50
 DEEPEST = 1000
 """Longest list: a beam search for the whole catalogue would be an expensive exact search."""
 
-_BLOCK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Logits held at once, by kind of device."""
+_BLOCK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}
+"""Scores of continuations held at once, by kind of device: these users are searched for together."""
 
-Indices = npt.NDArray[np.int64]
+_CACHED_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Logits held at once: on the CPU a megabyte, so that a block is still in the cache when it is normalised and read."""
 
 
 class BeamEngine:
     """Keeps, level by level, the likeliest prefixes that lead to an item the user may be given.
 
-    A prefix below which a user has seen every item is left out where it comes up, at whatever level, so beams are not
-    spent on what must not be returned: w beams end at w tuples, each with at least one unseen item, and lists are full.
-    An item's score is that of exact scoring, Σ_l log p(code_l | user, codes before l); what a search of w beams can
-    miss is an item one of whose prefixes is not among the w best of its level.
+    A prefix below which there is nothing for a user, because every item was seen or is denied, is left out where it
+    comes up, at whatever level, so beams are not spent on what must not be returned: w beams end at w tuples, each with
+    at least one item for the user, and lists are full. An item's score is that of exact scoring,
+    Σ_l log p(code_l | user, codes before l); what a search of w beams can miss is an item one of whose prefixes is not
+    among the w best of its level.
 
     Args:
         heads: the model's.
         trie: of the code table.
-        catalogue: orders items of equal scores.
+        catalogue: which items may be returned; orders those of equal scores.
         width: beams kept a user, w.
         deepest: longest list; longer ones are filled up with −1.
     """
@@ -56,93 +58,99 @@ class BeamEngine:
         width: int = WIDTH,
         deepest: int = DEEPEST,
     ) -> None:
-        self.heads, self.trie, self.catalogue = heads, trie, catalogue
+        self.heads, self.catalogue = heads, catalogue
         self.width, self.deepest = width, deepest
         self.steps = TrieSteps(trie, catalogue.item_order.device)
-        leaf_sizes = np.diff(trie.leaf_offsets.expanded())
-        self._leaf_N = np.full(trie.num_items, -1, np.int32)
-        self._leaf_N[trie.leaf_items] = np.repeat(np.arange(len(leaf_sizes), dtype=np.int32), leaf_sizes)
+        self.used_up = UsedUp(self.steps, trie, catalogue)
 
     @torch.no_grad()
     def retrieve(self, query: Query, k: int) -> tuple[Tensor, Tensor]:
         """See `serving.engines.base.Engine`; of the places after `deepest`, none is filled."""
         asked = min(k, self.deepest)
-        width = max(self.width, asked)
-        used_up = [torch.from_numpy(keys).to(query.hidden_BD.device) for keys in self._used_up(query)]
-        size = max(1, _BLOCK_LOGITS[query.hidden_BD.device.type] // (width * self.heads.codes))
-        leaves, scores = [], []
-        for first in range(0, query.num_users, size):
-            found = self._search(query.hidden_BD[first : first + size], first, used_up, width)
-            leaves.append(found.nodes_Bw)
-            scores.append(found.scores_Bw)
-        if not leaves:
-            return self.catalogue.top_of(*_nothing(query), query, k)
-        columns_BM, scores_BM = self._columns(torch.cat(leaves), torch.cat(scores))
-        items_BK, scores_BK = self.catalogue.top_of(columns_BM, scores_BM, query, asked)
+        items_BK, scores_BK = self.catalogue.top_of(
+            *self.candidates(query, asked, self.used_up.of(query)), unfiltered(query), asked
+        )
         missing = (0, k - asked)
         return (
             torch.nn.functional.pad(items_BK, missing, value=-1),
             torch.nn.functional.pad(scores_BK, missing, value=-torch.inf),
         )
 
-    def _search(self, hidden_BD: Tensor, first: int, used_up: list[Tensor], width: int) -> Beams:
-        """The best w leaves of users `first`, `first` + 1, …"""
-        beams = self.steps.start(len(hidden_BD))
-        prefix_Bbl = beams.nodes_Bw.new_empty(len(hidden_BD), 1, 0)
+    @torch.no_grad()
+    def candidates(self, query: Query, k: int, barred: list[Barred]) -> tuple[Tensor, Tensor]:
+        """Columns of the catalogue and scores [B, M] of all items at the ends of at least k beams a user.
+
+        `barred` is what `used_up` says of the query. Places left over score −inf.
+        """
+        width = max(self.width, k)
+        size = max(1, _BLOCK_LOGITS[query.hidden_BD.device.type] // (width * self.heads.codes))
+        ends: list[Beams] = []
+        for first in range(0, query.num_users, size):
+            hidden_BD = query.hidden_BD[first : first + size]
+            own = [level.of_users(first, first + len(hidden_BD)) for level in barred[:-1]]
+            ends.append(self._search(hidden_BD, own, width))
+        if not ends:
+            return query.hidden_BD.new_zeros(0, 0, dtype=torch.int64), query.hidden_BD.new_zeros(0, 0)
+        leaves_Bw, scores_Bw = torch.cat([end.nodes_Bw for end in ends]), torch.cat([end.scores_Bw for end in ends])
+        return self.items_of(leaves_Bw, scores_Bw, barred[-1])
+
+    def _search(self, hidden_BD: Tensor, barred: list[Barred], width: int) -> Beams:
+        """The best w leaves of some users."""
+        num_users = len(hidden_BD)
+        rows_B1 = torch.arange(num_users, device=hidden_BD.device)[:, None]
+        beams, prefixes = self.steps.start(num_users), self.heads.empty_prefixes(hidden_BD)
+        block = max(1, _CACHED_LOGITS[hidden_BD.device.type] // self.heads.codes)
         for level in range(self.steps.num_levels):
-            shape_Bb = beams.nodes_Bw.shape
-            hidden_TD = hidden_BD.repeat_interleave(shape_Bb[1], dim=0)
-            logits_TV = self.heads.level_logits(hidden_TD, prefix_Bbl.flatten(0, 1), level).float()
-            # Only the logits of codes that exist are normalised: a number a beam, not one a code.
-            scores_Bb = beams.scores_Bw - torch.logsumexp(logits_TV, dim=-1).view(shape_Bb)
-            own = used_up[level] - first * self.steps.num_nodes(level)
-            logits_BbV = logits_TV.unflatten(0, shape_Bb)
-            beams = self.steps.best(level, beams.nodes_Bw, scores_Bb, logits_BbV, width, without=own)
-            came_from_Bw1 = beams.came_from_Bw.clamp(min=0)[:, :, None]
-            prefix_Bbl = prefix_Bbl.gather(1, came_from_Bw1.expand(-1, -1, level))
-            prefix_Bbl = torch.cat([prefix_Bbl, beams.codes_Bw.clamp(min=0)[:, :, None]], dim=2)
+            num_beams = beams.nodes_Bw.size(1)
+            state_TD = prefixes.state(hidden_BD)
+            beams = self.steps.best(
+                level,
+                beams.nodes_Bw,
+                beams.scores_Bw,
+                log_probabilities(self.heads, state_TD, level, block),
+                width,
+                barred=barred[level],
+                block=block,
+            )
+            longer_T = (rows_B1 * num_beams + beams.came_from_Bw.clamp(min=0)).flatten()
+            prefixes = self.heads.extend(prefixes, longer_T, beams.codes_Bw.clamp(min=0).flatten(), level)
         return beams
 
-    def _columns(self, leaves_Bw: Tensor, scores_Bw: Tensor) -> tuple[Tensor, Tensor]:
-        """Columns of the catalogue and scores [B, M] of all items of the leaves; places left over score −inf."""
+    def items_of(self, leaves_Bw: Tensor, scores_Bw: Tensor, barred: Barred) -> tuple[Tensor, Tensor]:
+        """Columns of the catalogue and scores [B, M] of all items of the leaves; places left over score −inf.
+
+        Args:
+            leaves_Bw: each user's ascend, with −1 at the end.
+            barred: items by place, which score −inf.
+        """
         num_users, width = leaves_Bw.shape
-        position_S, items_S = self.steps.items(leaves_Bw.flatten())
-        user_S = position_S // width
-        count_B = torch.bincount(user_S, minlength=num_users)
-        longest = int(count_B.max()) if num_users else 0
-        begin_B = count_B.cumsum(0) - count_B
-        place_S = user_S * longest + torch.arange(len(user_S), device=user_S.device) - begin_B[user_S]
-        columns_BM = leaves_Bw.new_zeros(num_users * longest).scatter_(
-            0, place_S, self.catalogue.column_of_item[items_S]
-        )
-        scores_BM = scores_Bw.new_full((num_users * longest,), -torch.inf)
-        scores_BM.scatter_(0, place_S, scores_Bw.flatten()[position_S])
-        return columns_BM.view(num_users, longest), scores_BM.view(num_users, longest)
-
-    def _used_up(self, query: Query) -> list[Indices]:
-        """Of each level, the nodes below which a user has seen everything: user · M + node, ascending."""
-        rows, items = query.excluded_rows.cpu().numpy(), query.excluded_items.cpu().numpy()
-        seen_S = np.unique(rows * self.trie.num_items + items)
-        rows_S, items_S = seen_S // self.trie.num_items, seen_S % self.trie.num_items
-        nodes_S = self._leaf_N[items_S].astype(np.int64)
-        rows_S, nodes_S = rows_S[nodes_S >= 0], nodes_S[nodes_S >= 0]
-        found = []
-        for level in reversed(range(self.trie.num_levels)):
-            num_nodes = len(self.trie.codes[level])
-            keys, counts = np.unique(rows_S * num_nodes + nodes_S, return_counts=True)
-            found.append(keys[counts == self._items_below(level, keys % num_nodes)])
-            nodes_S = self.trie.child_offsets[level].rows_of(nodes_S)
-        return found[::-1]
-
-    def _items_below(self, level: int, nodes_X: Indices) -> Indices:
-        """How many items there are below nodes of a level."""
-        first_X, last_X = nodes_X, nodes_X
-        for offsets in (*self.trie.child_offsets[level + 1 :], self.trie.leaf_offsets):
-            first_X, last_X = offsets.ranges(first_X)[0], offsets.ranges(last_X)[1] - 1
-        below_X: Indices = last_X - first_X + 1
-        return below_X
+        beams_S, places_S = self.steps.item_places(leaves_Bw.flatten())
+        scores_S = scores_Bw.flatten()[beams_S]
+        beam_X, place_X = self.steps.barred_children(self.steps.num_levels, leaves_Bw, barred)
+        first_X, _ = self.steps.ranges(self.steps.num_levels, leaves_Bw.flatten()[beam_X])
+        scores_S[torch.searchsorted(beams_S, beam_X) + place_X - first_X] = -torch.inf
+        # An item that nobody may be given has no column; it is barred, so that any will do.
+        columns_S = self.catalogue.column_of_item[self.steps.items_at(places_S)].clamp_(min=0)
+        bounds_B1 = torch.searchsorted(beams_S, torch.arange(num_users + 1, device=beams_S.device) * width)
+        return in_rows(columns_S, bounds_B1, 0), in_rows(scores_S, bounds_B1, -torch.inf)
 
 
-def _nothing(query: Query) -> tuple[Tensor, Tensor]:
-    """No candidates for no users."""
-    return query.hidden_BD.new_zeros(0, 0, dtype=torch.int64), query.hidden_BD.new_zeros(0, 0)
+def log_probabilities(heads: CascadedHeads, state_TD: Tensor, level: int, block: int) -> LogProbabilities:
+    """What says log p of the codes of a level after some of the states, at most `block` of them at once.
+
+    On the CPU one buffer serves all, and logits become log-probabilities in it.
+    """
+    in_place = state_TD.device.type == "cpu"
+    buffer_xV = state_TD.new_empty(min(block, len(state_TD)), heads.codes) if in_place else None
+
+    def of(first: int, stop: int) -> Tensor:
+        out_xV = None if buffer_xV is None else buffer_xV[: stop - first]
+        logits_xV = heads.state_logits(state_TD[first:stop], level, out=out_xV)
+        return torch.log_softmax(logits_xV, dim=-1, out=out_xV)
+
+    return of
+
+
+def unfiltered(query: Query) -> Query:
+    """The same users, nothing excluded: what is left of the candidates may all be returned."""
+    return Query(query.hidden_BD, query.excluded_rows[:0], query.excluded_items[:0])

@@ -6,7 +6,6 @@ B users in the batch · D model width · b beams · C code levels · V codes per
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +13,8 @@ from torch import Tensor
 from model.heads import CascadedHeads
 from semantic_ids.codes.code_table import CodeTable
 from serving.engines.base import Query, RankedCatalogue
+from serving.engines.exclusions import Exclusions, best_of_allowed, excluded_columns
+from serving.engines.faiss_indexes import L2, IndexConfig, VectorIndex, engine_name
 
 BEAMS = 32
 """Code tuples decoded a user. More find more of what stands deep in the list, and cost in proportion."""
@@ -31,11 +32,19 @@ class FaissEngine:
     expresses none and is passed over. The beams know nothing of the catalogue: a tuple that no item carries leads to
     the items nearest to it, and items may come and go without the heads' knowledge.
 
-    The index is flat, so the search itself is exact; the approximation is that the distribution over items is reduced
-    to a few points. One point, the expected vector, is not enough: it lies between a user's tastes, in none of them.
+    With a flat index (`name` is "faiss") the search itself is exact; the approximation is that the distribution over
+    items is reduced to a few points. One point, the expected vector, is not enough: it lies between a user's tastes, in
+    none of them. With another index ("ivfpq", "hnsw") some of the items near a point are missed, too.
+
+    Args:
+        heads: the model's.
+        table: whose codebooks decode, and whose items are returned.
+        catalogue: orders items of equal scores.
+        beams: code tuples decoded a user.
+        near: items asked of every beam but the best one.
+        index: how items near a point are searched; flat where it is not given.
     """
 
-    name = "faiss"
     log_probabilities = False
 
     def __init__(
@@ -46,13 +55,14 @@ class FaissEngine:
         *,
         beams: int = BEAMS,
         near: int = NEAR,
+        index: IndexConfig | None = None,
     ) -> None:
         self.heads, self.catalogue, self.beams, self.near = heads, catalogue, beams, near
         self.codebooks_CVd = torch.tensor(table.codebooks_CVd, device=catalogue.item_order.device)
         self.twice_variance = max(0.5 * _finest_square(self.codebooks_CVd), 1e-12)
         items = catalogue.item_order.cpu().numpy()
-        self.index = faiss.IndexFlatL2(table.codebooks_CVd.shape[2])
-        self.index.add(np.ascontiguousarray(table.decode(table.codes_NC[items])))
+        self.index = VectorIndex(table.decode(table.codes_NC[items]), index, L2)
+        self.name = engine_name(self.index.config)
 
     @torch.no_grad()
     def decode(self, hidden_BD: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,28 +89,24 @@ class FaissEngine:
     def retrieve(self, query: Query, k: int) -> tuple[Tensor, Tensor]:
         """See `serving.engines.base.Engine`."""
         vectors_Bbd, log_p_Bb = self.decode(query.hidden_BD)
-        # So deep, the best beam alone gives every user k unseen items. Going deeper than a user needs, because another
-        # user in the batch does, changes nothing: what a beam adds then is worse than k items that it has given.
-        depth = k + int(torch.bincount(query.excluded_rows, minlength=1).max())
-        best = self._search(vectors_Bbd[:, :1], log_p_Bb[:, :1], depth)
-        others = self._search(vectors_Bbd[:, 1:], log_p_Bb[:, 1:], min(depth, self.near))
+        exclusions = self.index.exclusions(*excluded_columns(query, self.catalogue))
+        # The best beam alone fills the list. What another beam has beyond k items is worse than those k.
+        best = self._search(vectors_Bbd[:, :1], log_p_Bb[:, :1], k, exclusions)
+        others = self._search(vectors_Bbd[:, 1:], log_p_Bb[:, 1:], min(k, self.near), exclusions)
         columns_BM, scores_BM = (torch.cat(parts, dim=1) for parts in zip(best, others, strict=True))
-        return self.catalogue.top_of(columns_BM, scores_BM, query, k)
+        return best_of_allowed(self.catalogue, columns_BM, scores_BM, query, k)
 
-    def _search(self, vectors_Bbd: Tensor, log_p_Bb: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-        """Columns and scores [B, M] of the `depth` items nearest to each vector, or of all there are.
-
-        FAISS returns equally near items by lower column, so that where a list is cut the right ones are in it.
-        """
-        depth = min(depth, self.catalogue.size)
-        if depth == 0 or vectors_Bbd.size(1) == 0:
-            return log_p_Bb.new_zeros(len(log_p_Bb), 0, dtype=torch.int64), log_p_Bb.new_zeros(len(log_p_Bb), 0)
-        distances, columns = self.index.search(vectors_Bbd.flatten(0, 1).cpu().numpy(), depth)
-        distance_Bbk = torch.from_numpy(distances).to(log_p_Bb.device).unflatten(0, log_p_Bb.shape)
-        scores_Bbk = log_p_Bb[:, :, None] - distance_Bbk / self.twice_variance
-        return torch.from_numpy(columns).to(log_p_Bb.device).unflatten(0, log_p_Bb.shape).flatten(
-            1
-        ), scores_Bbk.flatten(1)
+    def _search(
+        self, vectors_Bbd: Tensor, log_p_Bb: Tensor, depth: int, exclusions: Exclusions
+    ) -> tuple[Tensor, Tensor]:
+        """Columns and scores [B, M] of the `depth` items nearest to each vector that a user may be given."""
+        num_users, beams = log_p_Bb.shape
+        users = np.repeat(np.arange(num_users), beams)
+        distances, columns = self.index.search(vectors_Bbd.flatten(0, 1).cpu().numpy(), depth, exclusions, users)
+        distance_BbK = torch.from_numpy(distances).to(log_p_Bb.device).view(num_users, beams, depth)
+        scores_BbK = log_p_Bb[:, :, None] - distance_BbK / self.twice_variance
+        columns_BbK = torch.from_numpy(columns).to(log_p_Bb.device).view(num_users, beams, depth)
+        return columns_BbK.flatten(1), scores_BbK.flatten(1)
 
 
 def _finest_square(codebooks_CVd: Tensor) -> float:

@@ -39,8 +39,9 @@ class ExactEngine:
         leaf_sizes = torch.from_numpy(trie.leaf_offsets.expanded()).diff()
         leaf_of = torch.repeat_interleave(torch.arange(len(leaf_sizes)), leaf_sizes)
         column_of = catalogue.column_of_item.cpu()[torch.from_numpy(trie.leaf_items.astype(np.int64))]
-        leaf_of_column = torch.empty_like(leaf_of)
-        leaf_of_column[column_of] = leaf_of
+        returnable = column_of >= 0  # the others nobody may be given, and the catalogue has no column for them
+        leaf_of_column = torch.empty(catalogue.size, dtype=torch.int64)
+        leaf_of_column[column_of[returnable]] = leaf_of[returnable]
         self.leaf_of_column = leaf_of_column.to(device)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from common.config import group, option
 from common.errors import InputError
+from data.negatives import NegativesConfig
 from model.config import ModelConfig
 from sharding.planning.policy import ShardingConfig
 from sharding.planning.topology import PRESETS
@@ -24,6 +25,7 @@ class PlanConfig:
     codes: str = option("", "code table that belongs to the store")
     tokens: int = option(8192, "token budget of a rank and step", minimum=1)
     distinct: bool = option(True, "whether each item is asked for once a batch, or once a token")
+    negatives: NegativesConfig = group(NegativesConfig, "of training, with model.output.kind=items")
     optimizer: str = option("adamw", "of the dense part", choices=("adamw", "muon"))
     topology: str = option(
         "h100", f"{', '.join(PRESETS)}, or a YAML file that describes a cluster (its form: docs/sharding.md)"
@@ -46,6 +48,8 @@ class PlanConfig:
             faults.append("`sharding.plan` names a plan to follow, and this command makes one: leave it out")
         if bool(self.store) != bool(self.codes):
             faults.append("`store` and `codes` belong together: give both or neither")
+        if self.model.output.kind == "codes" and self.negatives != NegativesConfig():
+            faults.append("`negatives` means nothing with `model.output.kind` codes: leave it out")
         if self.tokens < self.model.max_history:
             faults.append(
                 f"`tokens` is {self.tokens}, less than `model.max_history` {self.model.max_history}: a user's whole "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from common.errors import InputError
+from data.negatives import NegativesConfig
 from model.config import ModelConfig
 from sharding.planning.config import PlanConfig
 from sharding.planning.from_store import sizes_of_store
@@ -58,6 +59,7 @@ class Problem:
     cluster: Cluster
     sharding: ShardingConfig
     dense: DenseModel
+    negatives: NegativesConfig = dataclasses.field(default_factory=NegativesConfig)
 
     @staticmethod
     def of(config: PlanConfig, cluster: Cluster) -> Problem:
@@ -73,11 +75,14 @@ class Problem:
             cluster,
             config.sharding,
             dense,
+            config.negatives,
         )
 
     def workload(self) -> Workload:
         """One step of one rank."""
-        return workload_of_sizes(self.model, self.sizes, self.tokens, self.dense, distinct=self.distinct)
+        return workload_of_sizes(
+            self.model, self.sizes, self.tokens, self.dense, distinct=self.distinct, negatives=self.negatives
+        )
 
     def survey(self) -> Survey:
         """The plan, and what follows from it."""

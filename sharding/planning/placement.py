@@ -113,20 +113,25 @@ class Placement:
             "tables": tables,
         }
 
-    def to_torchrec(self) -> ShardingPlan:
-        """The same in TorchRec's words."""
+    def to_torchrec(self, first_rank: int = 0, device: str = "") -> ShardingPlan:
+        """The same in TorchRec's words.
+
+        Args:
+            first_rank: of the placement's ranks among all processes, where these are more.
+            device: of that rank, where it is the only one.
+        """
         modules: dict[str, EmbeddingModuleShardingPlan] = {}
         first_of_node = [sum(self.ranks_per_node[:node]) for node in range(len(self.ranks_per_node))]
         for table in self.tables:
             shards = []
             for piece in table.pieces:
                 local = piece.rank - max(first for first in first_of_node if first <= piece.rank)
-                device = self.device if self.device == "cpu" else f"{self.device}:{local}"
+                where = device or (self.device if self.device == "cpu" else f"{self.device}:{local}")
                 shards.append(
                     ShardMetadata(
                         [piece.first_row, piece.first_column],
                         [piece.rows, piece.columns],
-                        f"rank:{piece.rank}/{device}",
+                        f"rank:{first_rank + piece.rank}/{where}",
                     )
                 )
             modules.setdefault(table.module, EmbeddingModuleShardingPlan())[table.name] = ParameterSharding(

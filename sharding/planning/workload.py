@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from common.config import option
 from common.errors import InputError
 from data.batches import Batch
+from data.negatives import ALL, NegativesConfig
 from model.biases import Tokens, describe_tokens
 from model.config import ModelConfig, Vocabulary
 from model.embeddings import ITEM_TABLE, build_embeddings, build_item_table, table_rows
+from model.item_head import BLOCK_NUMBERS, ITEMS_PER_NEGATIVE, ItemHead, sampled_softmax
 from model.losses import cascaded_cross_entropy
 from model.recommender import Recommender, Tower
 from sharding.planning.memory_watch import MemoryWatch
@@ -109,6 +111,24 @@ class DenseUse:
     activations: int
     flops: float
 
+    def with_items(self, cfg: ModelConfig, tokens: int, items: int, negatives: int, *, shared: bool) -> DenseUse:
+        """With scores of items by their rows, whose number is not known before a step's look-ups are.
+
+        Args:
+            items: rows looked up.
+            negatives: of a target.
+            shared: whether targets have them in common, or each its own (see `model.item_head`).
+        """
+        chunk = min(cfg.output.chunk_tokens, tokens)
+        picked = not shared and items <= ITEMS_PER_NEGATIVE * negatives
+        # Scores, their softmax and its copy; with them all scores that some are picked of, or copies of rows.
+        held = 3 * chunk * (1 + negatives) + (chunk * items if picked else 0 if shared else 3 * BLOCK_NUMBERS)
+        rows = items * cfg.width
+        # While scores are there, rows normalised and their gradient; in the backward, gradients of both three times.
+        numbers = max(3 * rows + held, 5 * rows)
+        flops = 6.0 * tokens * (items if picked else 1 + negatives) * cfg.width
+        return dataclasses.replace(self, activations=self.activations + 4 * numbers, flops=self.flops + flops)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -148,20 +168,56 @@ def expected_distinct(items: int, draws: float) -> float:
 
 
 def workload_of_sizes(
-    cfg: ModelConfig, sizes: DataSizes, tokens: int, dense: DenseModel, *, distinct: bool = True
+    cfg: ModelConfig,
+    sizes: DataSizes,
+    tokens: int,
+    dense: DenseModel,
+    *,
+    distinct: bool = True,
+    negatives: NegativesConfig | None = None,
 ) -> Workload:
-    """A step of so many tokens over data of such sizes."""
+    """A step of so many tokens over data of such sizes.
+
+    Args:
+        negatives: what targets are held against, where the output are items. Those of a bin are taken to be for all of
+            the rank's tokens.
+    """
     items = sizes.distinct_share * tokens or expected_distinct(sizes.items, tokens)
     items = min(math.ceil(items), tokens, sizes.items)
     events = min(tokens, items * sizes.event_types)
+    rows, plain_rows, scored = items, tokens, dense.at(tokens)
+    if cfg.output.kind == "items":
+        how = negatives or NegativesConfig()
+        rows, plain_rows = _rows_of_items(cfg, sizes, how, tokens, items)
+        shared = how.groups(tokens, bins=1) < tokens
+        scored = scored.with_items(cfg, tokens, rows, how.size(sizes.items), shared=shared)
     counts = {
         "rq": (items + 1, items * sizes.levels, tokens * sizes.levels),
         "artist_quotient": (items + 1, round(items * sizes.artists_per_item), round(tokens * sizes.artists_per_item)),
         "artist_remainder": (items + 1, round(items * sizes.artists_per_item), round(tokens * sizes.artists_per_item)),
         "event_type": (sizes.event_types + 1, sizes.event_types, tokens),
-        ITEM_TABLE: (1, items, tokens),
+        ITEM_TABLE: (1, rows, plain_rows),
     }
-    return _workload(cfg, vocabulary_of(sizes), tokens, events + 1, counts, dense.at(tokens), distinct)
+    return _workload(cfg, vocabulary_of(sizes), tokens, events + 1, counts, scored, distinct)
+
+
+def _rows_of_items(
+    cfg: ModelConfig, sizes: DataSizes, negatives: NegativesConfig, tokens: int, items: int
+) -> tuple[int, int]:
+    """Rows of the table of items that inputs, targets and negatives ask for, together and each of the inputs alone.
+
+    Most targets are the next input; a window's last one is not, and counts as another item. Negatives from the bin are
+    targets, others are drawn alike from all items.
+    """
+    windows = math.ceil(tokens / (sizes.mean_history or cfg.max_history / 2))
+    known = min(items + windows, sizes.items)
+    groups = negatives.groups(tokens, bins=1)
+    if negatives.kind == ALL:
+        return sizes.items, tokens + sizes.items
+    uniform = groups * (negatives.count - negatives.num_in_batch)
+    missed = math.exp(uniform * math.log1p(-1 / sizes.items)) if sizes.items > 1 else 0.0
+    rows = math.ceil(sizes.items - (sizes.items - known) * missed)
+    return rows, tokens + rows
 
 
 def vocabulary_of(sizes: DataSizes) -> Vocabulary:
@@ -181,9 +237,16 @@ def workload_of_batch(cfg: ModelConfig, vocabulary: Vocabulary, batch: Batch, de
         if inverse is not None:
             lengths = lengths.index_select(0, inverse[1][inverse[0].index(key)]).index_select(0, batch.rows_L)
         counts[key] = (bags[index], ids[index], int(lengths.sum()))
-    counts[ITEM_TABLE] = (1, batch.item_ids.values().numel(), int(batch.offsets[-1]))
+    ids, plain_ids, scored = batch.item_ids.values().numel(), int(batch.offsets[-1]), dense.at(tokens)
+    if batch.target_rows_L is not None and batch.negative_rows_GM is not None:
+        # Targets and negatives come once each, but would not share what the inputs ask for.
+        targets_T = batch.target_rows_L[batch.target_rows_L < ids]
+        plain_ids += torch.cat([targets_T, batch.negative_rows_GM.flatten()]).unique().numel()
+        groups, negatives = batch.negative_rows_GM.shape
+        scored = scored.with_items(cfg, tokens, ids, negatives, shared=groups < len(targets_T))
+    counts[ITEM_TABLE] = (1, ids, plain_ids)
     rows = batch.item_rows_P.numel()
-    return _workload(cfg, vocabulary, tokens, rows, counts, dense.at(tokens), distinct=True)
+    return _workload(cfg, vocabulary, tokens, rows, counts, scored, distinct=True)
 
 
 def _workload(
@@ -261,7 +324,9 @@ def measure_dense(
     Raises:
         InputError: the heads, which are allocated, are beyond measure.
     """
-    heads = vocabulary.levels * vocabulary.codes * cfg.width
+    # Where the output are items there are no heads; `DenseUse.with_items` adds what scores take.
+    outputs = vocabulary.levels * vocabulary.codes if cfg.output.kind == "codes" else 0
+    heads = outputs * cfg.width
     if heads > _MAX_HEADS:
         raise InputError(
             f"{vocabulary.levels} levels × {vocabulary.codes} codes × width {cfg.width} make output heads of {heads} "
@@ -276,10 +341,11 @@ def measure_dense(
     short, long = (_extended(one, two, cfg.blocks) for one, two in zip(*peaks, strict=True))
     per_token = (long - short) / (lengths[1] - lengths[0])
     # The loss holds a chunk's logits, their softmax and its copy: of a chunk of the real size.
-    chunk = 3 * 4 * vocabulary.codes * max(cfg.output.chunk_tokens - _SHORT // 2, 0)
+    widest = vocabulary.codes if outputs else 0
+    chunk = 3 * 4 * widest * max(cfg.output.chunk_tokens - _SHORT // 2, 0)
     states = 8 * parameters - (4 * in_matrices if optimizer == "muon" else 0)
     attention = 3 * 2 * cfg.heads * (cfg.head_dim_qk + cfg.head_dim_v) * cfg.blocks * (history + 1) / 2
-    products = 6.0 * (in_matrices + vocabulary.levels * vocabulary.codes * cfg.width)
+    products = 6.0 * (in_matrices + heads)
     fixed = short - per_token * lengths[0] + chunk
     return DenseModel(int(parameters), int(states), fixed, per_token, attention + products)
 
@@ -347,9 +413,20 @@ def _loss(tower: Tower, x_LD: Tensor, tokens: Tokens, codes_LC: Tensor) -> Tenso
         x_LD = tower.encoder(x_LD, tokens)
     x_LD = nn.functional.normalize(x_LD.float(), dim=1, eps=1e-6)
     every_L = torch.arange(len(x_LD))  # the real model leaves out padding: a copy, as here
-    return cascaded_cross_entropy(
-        tower.heads, x_LD.index_select(0, every_L), codes_LC, cfg.output.chunk_tokens
-    ).loss_sum
+    x_TD = x_LD.index_select(0, every_L)
+    if isinstance(tower.heads, ItemHead):
+        return _item_loss(x_TD, cfg)
+    return cascaded_cross_entropy(tower.heads, x_TD, codes_LC, cfg.output.chunk_tokens).loss_sum
+
+
+def _item_loss(x_TD: Tensor, cfg: ModelConfig) -> Tensor:
+    """Targets and negatives that are one item: what more of them takes is `DenseUse.with_items`."""
+    nought_T = torch.zeros(len(x_TD), dtype=torch.int64)
+    one_1D = torch.ones(1, cfg.width, requires_grad=True)
+    found = sampled_softmax(
+        x_TD, one_1D, nought_T, nought_T[:1, None], nought_T, temperature=1.0, chunk_tokens=cfg.output.chunk_tokens
+    )
+    return found.loss_sum
 
 
 def _histories(cfg: ModelConfig, tokens: int) -> Tokens:

@@ -10,6 +10,7 @@ import yaml
 
 from benchmarks import ablate, harness
 from benchmarks.ablate import Difference, compare, picture
+from evaluation.guardrails.ablations import read_ablations
 from tests.conftest import Prepared
 
 
@@ -69,6 +70,9 @@ def test_variants_are_trained_compared_and_not_trained_again(
     assert kept["figures"].keys() == {
         f"{name}, {events}" for name in ("plain", "no time") for events in ("validation", "test")
     }
+    rows = read_ablations(tmp_path / "ablate-pair.json")
+    assert {f"{row['variant']}, {row['events']}" for row in rows} == kept["figures"].keys()
+    assert all(row["low"] <= row["difference"] <= row["high"] for row in rows)
     page = (tmp_path / "ablate-pair.md").read_text()
     assert f"they were trained at `{harness.commit()}`" in page
     assert "| no time |" in (tmp_path / "ablate-pair.md").read_text()

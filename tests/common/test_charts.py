@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.charts import COLOURS, Series, bar_chart, histogram, line_chart
+from common.charts import COLOURS, Interval, Series, bar_chart, histogram, interval_chart, line_chart
 from common.html_page import page
 from tests.common.html_reader import Page
 
@@ -202,3 +202,53 @@ def test_every_number_drawn_is_finite() -> None:
     ]
     for chart in charts:
         assert not re.search(r"\b(nan|inf)\b", chart)
+
+
+def dots_of(chart: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)]
+
+
+def spans_of(chart: str) -> list[tuple[float, float, float]]:
+    """Left and right end and height of each interval; lines of the axis are upright."""
+    found = re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)" y2="([\d.]+)"', chart)
+    return [(float(a), float(b), float(y)) for a, b, y, other in found if y == other]
+
+
+def test_intervals_stand_where_their_values_are() -> None:
+    chart = interval_chart(
+        [
+            Interval("a", "test", 0.0, -0.1, 0.1),
+            Interval("b < c", "test", 0.2, 0.1, 0.3),
+            Interval("b < c", "validation", -0.1),
+        ],
+        "difference",
+    )
+    (a, b, c), (span_a, span_b) = dots_of(chart), spans_of(chart)
+    assert b[0] - a[0] == pytest.approx(2 * (a[0] - c[0]), abs=0.2)
+    assert (span_a[0] + span_a[1]) / 2 == pytest.approx(a[0], abs=0.2)
+    assert span_b[0] == pytest.approx(span_a[1], abs=0.2)
+    assert a[1] == span_a[2]
+    assert a[1] < b[1] < c[1]
+    page = Page(chart)
+    assert {"a", "b < c", "test", "validation", "difference"} <= set(page.texts)
+    assert "b < c, test: 0.2000 (0.1000 … 0.3000)" in page.texts
+    (zero,) = re.findall(r'<line x1="([\d.]+)" [^>]*stroke="var\(--quiet\)"', chart)
+    assert float(zero) == pytest.approx(a[0], abs=0.2)
+
+
+def test_a_row_of_one_value_is_level_with_its_name_and_names_have_room() -> None:
+    long = "a variant with a name that is far too long for any chart that has something else to show"
+    chart = interval_chart([Interval("x", "one", 1.0), Interval(long, "two", 2.0)], "value")
+    names = {text: float(y) for y, text in re.findall(r'y="([\d.]+)" text-anchor="end"><title>([^<]*)</title>', chart)}
+    for (_, y), name in zip(dots_of(chart), ("x", long), strict=True):
+        assert y == pytest.approx(names[name] - 4, abs=0.1)
+    (shown,) = [text for text in Page(chart).texts if text.endswith("…")]
+    assert long.startswith(shown[:-1])
+    assert 7 * len(shown) < min(x for x, _ in dots_of(chart))
+
+
+def test_what_is_not_finite_is_left_out_of_intervals() -> None:
+    chart = interval_chart([Interval("a", "x", math.nan), Interval("b", "x", 1.0)], "value")
+    assert len(dots_of(chart)) == 1
+    assert "no finite values" in interval_chart([Interval("a", "x", math.inf)], "value")
+    assert not re.search(r"\b(nan|inf)\b", chart)

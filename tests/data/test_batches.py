@@ -283,6 +283,7 @@ def small_batches(tmp_path: Path, count: int) -> list[Batch]:
 def tensors_of(batch: Batch) -> dict[str, torch.Tensor]:
     """Every tensor of a batch."""
     whole = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    whole = {name: part for name, part in whole.items() if part is not None}
     for name in ("features", "item_ids"):
         keyed = whole.pop(name)
         whole |= {f"{name} values": keyed.values(), f"{name} lengths": keyed.lengths()}

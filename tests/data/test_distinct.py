@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.distinct import in_order_of_appearance, keep_all, take_distinct
+from data.distinct import followed_by, in_order_of_appearance, keep_all, take_distinct
 
 
 @given(st.lists(st.one_of(st.integers(0, 5), st.integers(0, 2**32 - 1)), max_size=60), st.integers(1, 4))
@@ -24,6 +24,19 @@ def test_numbers_whose_hashes_are_alike_are_still_told_apart() -> None:
     found_d, place_n = in_order_of_appearance(numbers)
     assert np.array_equal(found_d, numbers[:500])
     assert np.array_equal(found_d[place_n], numbers)
+
+
+@given(
+    st.lists(st.integers(0, 40), unique=True, max_size=20),
+    st.lists(st.integers(0, 40), max_size=60),
+    st.sampled_from([41, 2**20]),
+)
+def test_items_are_followed_by_what_else_there_is(items: list[int], more: list[int], limit: int) -> None:
+    """By a table of all that there can be where that is short, and by hashing."""
+    longer, place_m = followed_by(np.array(items, dtype=np.uint32), np.array(more, dtype=np.uint32), limit)
+    assert longer.tolist() == items + [number for number in dict.fromkeys(more) if number not in items]
+    assert (longer.dtype, place_m.dtype) == (np.uint32, np.int64)
+    assert longer[place_m].tolist() == more
 
 
 def test_many_numbers() -> None:

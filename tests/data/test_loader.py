@@ -51,6 +51,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EventStore:
 
 def parts(batch: Batch) -> dict[str, torch.Tensor]:
     whole = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    whole = {name: part for name, part in whole.items() if part is not None}
     features, item_ids = whole.pop("features"), whole.pop("item_ids")
     keyed = {"values": features.values(), "lengths": features.lengths(), "inverse": features.inverse_indices()[1]}
     return whole | keyed | {"item_values": item_ids.values(), "item_lengths": item_ids.lengths()}

@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.batches import Batch
 from data.event_store import EventStore
-from data.loader import Loader, item_features
-from data.sequences import request_windows
+from data.loader import item_features
 from data.sources.base import Catalogue, Embeddings, Groups, Histories
+from data.split import SplitConfig
 from data.store_writer import write_event_store
-from evaluation.evaluator import Evaluation, evaluate_windows
+from evaluation.evaluator import Reader, evaluate_requests
+from evaluation.parts import Parts
+from evaluation.requests import make_requests
+from evaluation.results import Evaluation
 from serving.engines.base import Query, RankedCatalogue
 from sharding.world import World
 
@@ -31,10 +33,11 @@ LEVELS, CODES = 2, 8
 
 @dataclass
 class HistoriesSource:
-    """Users with given histories, a second between events."""
+    """Users with given histories, a second between events where no times are given."""
 
     items_of_user: list[list[int]]
     num_items: int
+    times_of_user: list[list[int]] | None = None
 
     description = {"source": "memory"}  # noqa: RUF012
     event_types = ("listen",)
@@ -54,7 +57,7 @@ class HistoriesSource:
         lengths = [len(items) for items in self.items_of_user]
         columns = {
             "item": np.concatenate(self.items_of_user).astype(np.uint32),
-            "timestamp": np.concatenate([np.arange(length) for length in lengths]).astype(np.uint32),
+            "timestamp": np.concatenate(self.times_of_user or [range(length) for length in lengths]).astype(np.uint32),
             "event_type": np.zeros(sum(lengths), np.uint8),
         }
         users = pa.array([f"user {i}" for i in range(len(lengths))], pa.string())
@@ -64,8 +67,14 @@ class HistoriesSource:
         return iter(())
 
 
-def make_store(path: Path, items_of_user: list[list[int]], num_items: int) -> EventStore:
-    write_event_store(HistoriesSource(items_of_user, num_items), path)
+def make_store(
+    path: Path,
+    items_of_user: list[list[int]],
+    num_items: int,
+    times_of_user: list[list[int]] | None = None,
+    split: SplitConfig | None = None,
+) -> EventStore:
+    write_event_store(HistoriesSource(items_of_user, num_items, times_of_user), path, split=split or SplitConfig())
     return EventStore.open(path)
 
 
@@ -83,22 +92,12 @@ def random_codes(num_items: int, unknown: float = 0.0, seed: int = 0) -> np.ndar
     return codes
 
 
-class WindowModel(nn.Module):
-    """Its hidden vector is the number of the user's window: an engine that reads it knows who asks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.modes: list[bool] = []
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Any]:
-        self.modes.append(self.training)
-        hidden_LD = torch.full((int(batch.target_items_L.numel()), 1), -1.0)
-        for row, window in enumerate(batch.window_index_B.tolist()):
-            hidden_LD[batch.offsets[row] : batch.offsets[row + 1]] = window
-        targets_L = batch.target_items_L >= 0
-        targets = targets_L.sum()
-        correct_C = torch.stack([targets, (targets_L & (hidden_LD[:, 0] % 2 == 0)).sum()])
-        return torch.zeros(()), SimpleNamespace(hidden_LD=hidden_LD, level_correct_C=correct_C, num_targets=targets)
+def window_states(batch: Batch) -> Tensor:
+    """A model whose hidden vector is the number of the user's window: an engine that reads it knows who asks."""
+    hidden_LD = torch.full((len(batch.rows_L), 1), -1.0)
+    for row, window in enumerate(batch.window_index_B.tolist()):
+        hidden_LD[batch.offsets[row] : batch.offsets[row + 1]] = window
+    return hidden_LD
 
 
 class ToldEngine:
@@ -129,35 +128,28 @@ def evaluate_told(
     scores_UN: Tensor,
     depth: int,
     tokens: int = 20,
-    model: nn.Module | None = None,
     filter_history: bool = True,
-) -> Evaluation:
+    protocol: str = "next",
+    folder: Path | None = None,
+) -> Evaluation | None:
     """Evaluate `ToldEngine` on the test items of the store at `path`."""
     store = EventStore.open(path)
-    loader = Loader(
-        store,
-        item_features(store, codes_NC, CODES),
-        request_windows(store.split().test, 6),
-        tokens=tokens,
-        bins=world.size,
-        rank=world.rank,
-        world_size=world.size,
-        seed=0,
-        shuffle=False,
-    )
+    requests = make_requests(store, "test", 6, protocol)
+    reader = Reader(window_states, item_features(store, codes_NC, CODES), tokens)
     engines = [ToldEngine(scores_UN), ToldEngine(-scores_UN, "reversed")]
-    return evaluate_windows(
-        model or WindowModel(),
+    return evaluate_requests(
+        reader,
         engines,
-        loader,
+        requests,
         store,
         world,
         depth=depth,
         label="test",
         filter_history=filter_history,
+        parts=Parts(folder, "key", world.rank),
     )
 
 
-def evaluate_each(world: World, cases: list[tuple[Any, ...]]) -> list[Evaluation]:
+def evaluate_each(world: World, cases: list[tuple[Any, ...]]) -> list[Evaluation | None]:
     """Several evaluations in one group of processes, which take long to start."""
     return [evaluate_told(world, *case) for case in cases]

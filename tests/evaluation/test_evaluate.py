@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -9,22 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
+from common.config import parse
 from common.storage import LocalStorage
 from data.event_store import EventStore
 from evaluation import evaluate
-from evaluation import old_metrics as metrics
+from evaluation.config import EvaluateConfig
+from evaluation.outputs import read_ranks, write_ranks
 from model.config import ModelConfig
 from semantic_ids import fit
 from semantic_ids.codes.code_table import CodeTable
 from serving.checkpoints.manifest import MANIFEST, encode_manifest, read_manifest
-from sharding.world import open_world
+from serving.engines.exact import ExactEngine
+from sharding.world import World, open_world
 from tests.checkpoint_example import write_untrained
 from tests.conftest import Prepared
 from tests.evaluation.helpers import make_store
+from tests.ranks import run_on_ranks
 
 STEP = "step-00000007"
 
@@ -73,23 +77,36 @@ def fault(capsys: pytest.CaptureFixture[str], run: Path, *arguments: str) -> str
 
 
 def test_it_writes_metrics_and_a_report(run: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.main([f"run={run}", "bootstrap=50", "tokens=200"]) == 0
+    assert evaluate.main([f"run={run}", "bootstrap=50", "tokens=200", "engines=[exact,beam,faiss,hybrid]"]) == 0
     out = capsys.readouterr().out
     written: dict[str, Any] = json.loads((run / "metrics.json").read_text())
     store = EventStore.open(prepared.store)
-    assert written["protocol"] == "leave-last-out"
-    assert written["users"] == int((np.diff(store.offsets) >= 3).sum())
+    assert (written["split"], written["protocol"]) == ("leave-last-out", "next")
+    assert written["users"] == written["requests"] == int((np.diff(store.offsets) >= 3).sum())
     assert written["items"] == written["depth"] == store.num_items
     assert written["checkpoint"] == STEP
     assert len(written["level_accuracy"]) == 2
-    for figures in (written, written["beam"], written["faiss"], written["mostpop"]):
-        for name in metrics.NAMES:
-            assert 0 <= figures[name] <= 1
-            assert f"{figures[name]:.4f}" in out
-        for name, (low, high) in figures["intervals_95"].items():
-            assert low <= figures[name] <= high
-    assert written["ndcg@10_over_mostpop"] == pytest.approx(written["ndcg@10"] / written["mostpop"]["ndcg@10"])
+    assert list(written["engines"]) == ["exact", "beam", "faiss", "hybrid", "mostpop"]
+    assert written["engine"] == "exact"
+    for name, figures in written["engines"].items():
+        for metric, (low, high) in figures["intervals_95"].items():
+            assert low <= figures[metric] <= high, (name, metric)
+        for metric in ("ndcg@10", "hr@10", "mrr"):
+            assert 0 <= figures[metric] <= 1
+            assert f"{figures[metric]:.4f}" in out
+        assert figures["seconds_per_request"] > 0
+    assert {name: written[name] for name in ("ndcg@10", "mrr")} == {
+        name: written["engines"]["exact"][name] for name in ("ndcg@10", "mrr")
+    }
+    assert written["engines"]["hybrid"]["overlap"]["10"] == pytest.approx(1)  # of so few items all are candidates
+    assert written["ndcg@10_over_mostpop"] == pytest.approx(
+        written["ndcg@10"] / written["engines"]["mostpop"]["ndcg@10"]
+    )
+    assert {row["segment"] for row in written["segments"]} >= {"training plays of the target"}
+    assert set(written["calibration"]["lists"]) == {"top@1", "top@10", "top@100"}
+    assert {one["name"]: one["verdict"] for one in written["guardrails"]}["target leakage"] == "pass"
     assert f"{written['hr@10']:.4f}" in (run / "report.html").read_text()
+    assert not (run / ".evaluating").exists()
 
 
 def test_validation_events_are_another_set_of_files(run: Path, prepared: Prepared) -> None:
@@ -105,9 +122,9 @@ def test_validation_events_are_another_set_of_files(run: Path, prepared: Prepare
     store = EventStore.open(prepared.store)
     held = store.split().validation
     asked = store.column("item")[store.offsets[:-1] + held.start_U][held.asked_U]
-    ranks = pq.read_table(run / "ranks-validation.parquet")
-    assert ranks["item"].to_pylist() == asked.tolist()
-    assert "Held-out validation items" in (run / "report-validation.html").read_text()
+    ranks = read_ranks(run / "ranks-validation.parquet")
+    assert ranks.targets.items_T.tolist() == asked.tolist()
+    assert ranks.about["events"] == "validation"
 
 
 def test_a_model_trained_on_gpus_is_evaluated_on_a_cpu_by_another_backend(
@@ -133,15 +150,109 @@ def test_it_is_deterministic_whatever_the_batches_are(run: Path) -> None:
     for tokens in (4096, 4096, 60):
         assert evaluate.main([f"run={run}", "bootstrap=20", f"tokens={tokens}", f"checkpoint={STEP}"]) == 0
         written.append(json.loads((run / "metrics.json").read_text()))
-    assert written[0] == written[1]
-    for engine in (
-        lambda values: values,
-        lambda values: values["beam"],
-        lambda values: values["faiss"],
-        lambda values: values["mostpop"],
-    ):
-        for name in metrics.NAMES:
-            assert engine(written[2])[name] == pytest.approx(engine(written[0])[name], abs=1e-9)
+    first, again, others = (without_times(one) for one in written)
+    assert first == again
+    for name, figures in first["engines"].items():
+        for metric in ("ndcg@10", "hr@10", "recall@10", "mrr", "novelty@10", "gini@10"):
+            assert others["engines"][name][metric] == pytest.approx(figures[metric], abs=1e-9)
+
+
+def without_times(summary: dict[str, Any]) -> dict[str, Any]:
+    for figures in summary["engines"].values():
+        del figures["seconds_per_request"]
+    return summary
+
+
+def test_two_ranks_write_what_one_writes(run: Path, trained: Path, tmp_path: Path) -> None:
+    """To the last digit where tables are whole; of sharded ones, sums may be rounded otherwise."""
+    keys = ["bootstrap=20", "tokens=200", "baselines=[mostpop,item_knn]"]
+    assert evaluate.main([f"run={run}", *keys]) == 0
+    spread = shutil.copytree(trained, tmp_path / "spread")
+    assert run_on_ranks(2, evaluate_here, [f"run={spread}", *keys]) == [0, 0]
+    alone, together = (without_times(json.loads((one / "metrics.json").read_text())) for one in (run, spread))
+    assert alone == together
+    assert read_ranks(run / "ranks.parquet").places.keys() == read_ranks(spread / "ranks.parquet").places.keys()
+    assert run_on_ranks(2, evaluate_here, [f"run={spread}", "tables=sharded", *keys]) == [0, 0]
+    sharded = json.loads((spread / "metrics.json").read_text())
+    assert sharded["ndcg@10"] == pytest.approx(alone["ndcg@10"], abs=1e-6)
+
+
+def evaluate_here(world: World, keys: list[str]) -> int:
+    """Within a group that there is already."""
+    config = parse("evaluation.evaluate", "evaluate", EvaluateConfig, keys)[0]
+    evaluate.evaluate_in(config, world)
+    return 0
+
+
+def test_a_run_is_held_against_another(
+    run: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The untrained model against one that knows: status 3, and everything is written all the same."""
+    better = shutil.copytree(trained, tmp_path / "better")
+    assert evaluate.main([f"run={better}", "bootstrap=20"]) == 0
+    ranks = read_ranks(better / "ranks.parquet")
+    places = {name: np.ones_like(places_T) for name, places_T in ranks.places.items()}
+    write_ranks(better / "ranks.parquet", dataclasses.replace(ranks, places=places).evaluation(10), ranks.about)
+    capsys.readouterr()
+    assert evaluate.main([f"run={run}", "bootstrap=20", f"against={better}", "--json"]) == 3
+    out, error = capsys.readouterr()
+    assert f"evaluation.evaluate: worse than {better}: " in error
+    assert "ndcg@10 fell from 1.0000 to" in error
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["against"]["requests"] == summary["requests"]
+    written = json.loads((run / "metrics.json").read_text())
+    assert {one["name"]: one["verdict"] for one in written["guardrails"]}["against the reference run"] == "fail"
+    assert evaluate.main([f"run={run}", "bootstrap=20", f"against={run}"]) == 0
+
+
+def test_only_evaluations_of_the_same_are_compared(
+    run: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(trained, tmp_path / "other")
+    assert "ranks.parquet: no such file" in fault(capsys, run, f"against={other}")
+    assert evaluate.main([f"run={other}", "bootstrap=5", "filter_history=false"]) == 0
+    message = fault(capsys, run, f"against={other}")
+    assert "its filter_history is False, here it is True" in message
+
+
+def test_what_is_denied_is_not_returned(run: Path, prepared: Prepared, tmp_path: Path) -> None:
+    store = EventStore.open(prepared.store)
+    assert evaluate.main([f"run={run}", "bootstrap=5"]) == 0
+    asked = np.unique(read_ranks(run / "ranks.parquet").targets.items_T)
+    denied = asked[: len(asked) // 2]
+    (tmp_path / "deny.txt").write_text("\n".join(store.item_ids.take(denied.tolist()).to_pylist()))
+    assert evaluate.main([f"run={run}", "bootstrap=5", f"deny={tmp_path / 'deny.txt'}"]) == 0
+    assert json.loads((run / "metrics.json").read_text())["denied"] == len(denied)
+    ranks = read_ranks(run / "ranks.parquet")
+    for name, places_T in ranks.places.items():
+        assert (places_T[np.isin(ranks.targets.items_T, denied)] == 0).all(), name
+    assert (ranks.places["mostpop"] > 0).any()
+
+
+def test_an_evaluation_that_was_ended_goes_on(
+    run: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ["bootstrap=5", "tokens=60"]
+    whole = shutil.copytree(trained, tmp_path / "whole")
+    assert evaluate.main([f"run={whole}", *keys]) == 0
+    calls = []
+    retrieve = ExactEngine.retrieve
+
+    def ended(self: ExactEngine, query: Any, k: int) -> Any:
+        calls.append(k)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return retrieve(self, query, k)
+
+    monkeypatch.setattr(ExactEngine, "retrieve", ended)
+    assert evaluate.main([f"run={run}", *keys]) == 130
+    assert not (run / "metrics.json").exists()
+    assert evaluate.main([f"run={run}", *keys]) == 0
+    first, again = (without_times(json.loads((one / "metrics.json").read_text())) for one in (whole, run))
+    assert first == again
+    begun = len(calls)
+    assert evaluate.main([f"run={run}", *keys]) == 0
+    assert len(calls) - begun == begun - 1, "two bins were not computed again"
 
 
 def test_a_moved_store_may_be_named(run: Path, prepared: Prepared, tmp_path: Path) -> None:
@@ -216,6 +327,9 @@ def test_nobody_to_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "leave-last-out, holds out no test event of any of its 15 users" in fault(capsys, tmp_path / "run")
 
 
-@pytest.mark.parametrize("setting", ["depth=10", "bootstrap=0", "tokens=0", "depht=10"])
+@pytest.mark.parametrize(
+    "setting",
+    ["depth=10", "engines=[bean]", "engines=[exact,exact]", "protocol=daily", "bootstrap=0", "tokens=0", "depht=10"],
+)
 def test_settings_that_break_a_rule(run: Path, setting: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert setting.split("=")[0] in fault(capsys, run, setting)

@@ -25,6 +25,16 @@ def engine_of(case: Case, **keys: int) -> BeamEngine:
     return BeamEngine(case.heads, CodeTrie.of(case.table), ranked_catalogue(case.table, CPU), **keys)
 
 
+def denied_of(case: Case, share: float, seed: int) -> np.ndarray:
+    """Items that nobody may be given: some of them, and once in a while all below one first code."""
+    random = np.random.default_rng(seed)
+    codes_NC = case.table.codes_NC
+    denied_N = random.random(len(codes_NC)) < share
+    if share and random.random() < 0.5:
+        denied_N |= codes_NC[:, 0] == random.choice(codes_NC[:, 0])
+    return np.flatnonzero(denied_N)
+
+
 def larger_case(seed: int = 0, items: int = 400, users: int = 9, seen: int = 60) -> Case:
     random = np.random.default_rng(seed)
     codes_NC = random.integers(0, 12, (items, 3))
@@ -32,21 +42,23 @@ def larger_case(seed: int = 0, items: int = 400, users: int = 9, seen: int = 60)
     return Case(code_table(codes_NC, 12, seed=seed), make_heads(3, 12, seed=seed), hidden(users, seed), histories)
 
 
-@settings(max_examples=80, deadline=None)
-@given(cases(), st.integers(1, 14))
-def test_with_as_many_beams_as_tuples_it_is_exact_scoring(case: Case, k: int) -> None:
-    exact = ExactEngine(case.heads, CodeTrie.of(case.table), ranked_catalogue(case.table, CPU))
-    expected_items, expected_scores = exact.retrieve(case.query, k)
-    items, scores = engine_of(case, width=64).retrieve(case.query, k)
+@settings(max_examples=120, deadline=None)
+@given(cases(), st.integers(1, 14), st.sampled_from([0.0, 0.3, 0.9]), st.integers(0, 2**31))
+def test_with_as_many_beams_as_tuples_it_is_exact_scoring(case: Case, k: int, denied: float, seed: int) -> None:
+    catalogue = ranked_catalogue(case.table, CPU, denied_of(case, denied, seed))
+    trie = CodeTrie.of(case.table)
+    expected_items, expected_scores = ExactEngine(case.heads, trie, catalogue).retrieve(case.query, k)
+    items, scores = BeamEngine(case.heads, trie, catalogue, width=64).retrieve(case.query, k)
     torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-5)
     apart = torch.nn.functional.pad(expected_scores.diff().abs() > 1e-4, (1, 1), value=True)
     alone = apart[:, 1:] & apart[:, :-1]
     assert torch.equal(items[alone], expected_items[alone])
 
 
-def searched(case: Case, user: int, width: int) -> list[tuple[float, int]]:
+def searched(case: Case, user: int, width: int, denied: list[int]) -> list[tuple[float, int]]:
     """(score, item) of all items at the ends of the best prefixes, in plain loops."""
-    codes, left = case.table.codes_NC, [item for item in case.known if item not in case.seen[user]]
+    barred = {*case.seen[user], *denied}
+    codes, left = case.table.codes_NC, [item for item in case.known if item not in barred]
     beams: list[tuple[int, ...]] = [()]
     for level in range(codes.shape[1]):
         longer = {tuple(codes[item, : level + 1].tolist()) for item in left}
@@ -57,13 +69,16 @@ def searched(case: Case, user: int, width: int) -> list[tuple[float, int]]:
     return [(ends[tuple(codes[item].tolist())], item) for item in left if tuple(codes[item].tolist()) in ends]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("width", [1, 3, 20])
-def test_a_narrow_search_is_the_obvious_one(width: int) -> None:
+def test_a_narrow_search_is_the_obvious_one(width: int, share: float) -> None:
+    """With items that nobody may be given too: no beam ends at one, and none is spent on the way to it."""
     case = larger_case(seed=width)
-    k = width
-    items, scores = engine_of(case, width=width).retrieve(case.query, k)
+    k, denied = width, denied_of(case, share, width)
+    catalogue = ranked_catalogue(case.table, CPU, denied)
+    items, scores = BeamEngine(case.heads, CodeTrie.of(case.table), catalogue, width=width).retrieve(case.query, k)
     for user in range(len(case.seen)):
-        expected = searched(case, user, width)
+        expected = searched(case, user, width, denied.tolist())
         best = sorted((score for score, _ in expected), reverse=True)[:k]
         expected_scores = torch.tensor(best, dtype=torch.float64)
         torch.testing.assert_close(scores[user, : len(best)].double(), expected_scores, rtol=1e-5, atol=1e-5)
@@ -84,11 +99,26 @@ def test_a_user_who_has_seen_all_of_the_best_prefixes_gets_a_full_list() -> None
     assert len(set(items[1].tolist()) - {-1}) == 6
 
 
+def test_a_list_is_full_where_nearly_everything_is_denied() -> None:
+    case = larger_case(seed=3, seen=2)
+    left = [17, 80, 255, 391]
+    denied = np.setdiff1d(np.arange(len(case.table.codes_NC)), left)
+    catalogue = ranked_catalogue(case.table, CPU, denied)
+    items, _ = BeamEngine(case.heads, CodeTrie.of(case.table), catalogue, width=1).retrieve(case.query, 4)
+    for row, seen in zip(items.tolist(), case.seen, strict=True):
+        assert sorted(item for item in row if item >= 0) == [item for item in left if item not in seen]
+
+
 def test_blocks_of_users_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     case = larger_case(seed=7)
     whole = engine_of(case, width=5).retrieve(case.query, 8)
     for logits in (1, 2 * 8 * 12, 4 * 8 * 12):
         monkeypatch.setitem(serving.engines.beam._BLOCK_LOGITS, "cpu", logits)
+        items, scores = engine_of(case, width=5).retrieve(case.query, 8)
+        assert torch.equal(items, whole[0])
+        torch.testing.assert_close(scores, whole[1])
+    for logits in (1, 12, 5 * 12):
+        monkeypatch.setitem(serving.engines.beam._CACHED_LOGITS, "cpu", logits)
         items, scores = engine_of(case, width=5).retrieve(case.query, 8)
         assert torch.equal(items, whole[0])
         torch.testing.assert_close(scores, whole[1])

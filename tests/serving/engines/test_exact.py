@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import serving.engines.exact
 from semantic_ids.codes.trie import CodeTrie
@@ -52,6 +53,22 @@ def test_probabilities_of_a_whole_catalogue_sum_to_what_the_unknown_tuple_leaves
     scores = ExactEngine(heads, CodeTrie.of(table), ranked_catalogue(table, CPU)).scores(x_BD)
     unknown = torch.tensor([log_probability(heads, x_D, tuples[0]) for x_D in x_BD]).exp()
     torch.testing.assert_close(scores.exp().sum(1) + unknown.float(), torch.ones(5))
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.integers(1, 14), st.integers(0, 2**31))
+def test_what_nobody_may_be_given_is_left_out_of_the_lists(case: Case, k: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    denied = np.flatnonzero(random.random(len(case.table.codes_NC)) < 0.4)
+    whole = engine_of(case)
+    items, scores = whole.retrieve(case.query, len(case.table.codes_NC))
+    catalogue = ranked_catalogue(case.table, CPU, denied)
+    found, found_scores = ExactEngine(case.heads, CodeTrie.of(case.table), catalogue).retrieve(case.query, k)
+    for row, item_list in enumerate(items.tolist()):
+        left = [place for place, item in enumerate(item_list) if item >= 0 and item not in denied][:k]
+        assert found[row, : len(left)].tolist() == [item_list[place] for place in left]
+        torch.testing.assert_close(found_scores[row, : len(left)], scores[row, left])
+        assert (found[row, len(left) :] == -1).all()
 
 
 def test_items_of_one_tuple_come_by_plays_then_by_index() -> None:

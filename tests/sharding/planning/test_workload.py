@@ -8,19 +8,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from common.errors import InputError
-from model.config import AttentionConfig, BiasConfig, ModelConfig, Vocabulary
+from data.event_store import EventStore
+from data.negatives import NegativesConfig
+from model.config import AttentionConfig, BiasConfig, HeadsConfig, ItemTableConfig, ModelConfig, Vocabulary
+from model.item_head import sampled_softmax
+from sharding.planning.memory_watch import MemoryWatch
 from sharding.planning.workload import (
     DataSizes,
     DenseModel,
+    DenseUse,
     _peak,
     count_tower,
     expected_distinct,
     measure_dense,
     vocabulary_of,
+    workload_of_batch,
     workload_of_sizes,
 )
+from tests.data.helpers import CODES, LEVELS
+from tests.data.test_negatives import WAYS, item_loader
+from tests.data.test_negatives import store as store  # a fixture
 
 DENSE = DenseModel(parameters=10, optimizer=80, fixed=100.0, per_token=3.5, flops_per_token=7.0)
 
@@ -129,3 +139,74 @@ def test_heads_beyond_measure() -> None:
     with pytest.raises(InputError, match=r"make output heads of .* give fewer codes"):
         measure_dense(ModelConfig(), vocabulary_of(DataSizes(codes=10**9)))
     assert math.isfinite(measure_dense(ModelConfig(), vocabulary_of(DataSizes(levels=1, codes=1))).per_token)
+
+
+# ── an output of items ───────────────────────────────────────────────────────────────────────────────────
+
+ITEMS = ModelConfig(
+    width=8, qr_remainders=10, items=ItemTableConfig(kind="vocabulary"), output=HeadsConfig(kind="items")
+)
+
+
+@pytest.mark.parametrize(
+    ("keys", "draws"),
+    [({"count": 8}, 3200), ({"count": 300, "per": "bin"}, 300), ({"kind": "mixed", "count": 8}, 1600)],
+)
+def test_rows_of_inputs_targets_and_negatives_are_those_of_draws(keys: dict[str, Any], draws: int) -> None:
+    """400 tokens of 100 different items, in windows of 100 whose last targets are 4 more, and items drawn alike."""
+    sizes = DataSizes(items=1000, distinct_share=0.25)
+    use = workload_of_sizes(ITEMS, sizes, 400, DENSE, negatives=NegativesConfig(**keys)).table("item")
+    rng = np.random.default_rng(0)
+    found = [len(np.union1d(np.arange(104), rng.integers(0, 1000, draws))) for _ in range(20)]
+    assert use.ids == pytest.approx(np.mean(found), rel=0.02)
+    assert use.plain_ids == 400 + use.ids
+
+
+def test_rows_of_a_bin_are_targets_and_those_of_all_are_all() -> None:
+    sizes = DataSizes(items=1000, distinct_share=0.25)
+    for keys, rows in (({"kind": "in-batch"}, 104), ({"kind": "all"}, 1000)):
+        negatives = NegativesConfig(**keys)
+        assert workload_of_sizes(ITEMS, sizes, 400, DENSE, negatives=negatives).table("item").ids == rows
+        plain = workload_of_sizes(ITEMS, sizes, 400, DENSE, negatives=negatives, distinct=False)
+        assert plain.table("item").ids == 400 + rows
+    codes = dataclasses.replace(ITEMS, output=HeadsConfig())
+    assert workload_of_sizes(codes, sizes, 400, DENSE).table("item").ids == 100
+
+
+@pytest.mark.parametrize("keys", WAYS)
+def test_rows_of_a_batch_are_counted_and_so_are_those_of_a_plain_one(store: EventStore, keys: dict[str, Any]) -> None:
+    vocabulary = Vocabulary(LEVELS, CODES, 4, 3, store.num_items)
+    batch, plain = (item_loader(store, keys, distinct=distinct).batch(0, 0) for distinct in (True, False))
+    cfg = dataclasses.replace(ITEMS, qr_remainders=1024)
+    use = workload_of_batch(cfg, vocabulary, batch, DENSE).table("item")
+    assert use.ids == batch.item_ids.values().numel()
+    assert use.plain_ids == plain.item_ids.values().numel()
+    assert use.plain_ids > use.ids
+
+
+@pytest.mark.parametrize(
+    ("items", "negatives", "groups"),
+    [(2000, 128, 512), (20_000, 128, 512), (5000, 5000, 1), (5000, 128, 1), (9000, 512, 512)],
+)
+def test_memory_of_scores_is_that_of_scoring(items: int, negatives: int, groups: int) -> None:
+    cfg = dataclasses.replace(ITEMS, width=64)
+    x_TD, rows_dD = torch.randn(512, 64, requires_grad=True), torch.randn(items, 64, requires_grad=True)
+    positives_T, group_T = torch.randint(0, items, (512,)), torch.arange(512) * groups // 512
+    negatives_GM = torch.randint(0, items, (groups, negatives))
+    x_TD.grad, rows_dD.grad = torch.zeros_like(x_TD), torch.zeros_like(rows_dD)
+    with MemoryWatch([x_TD, rows_dD, positives_T, group_T, negatives_GM, x_TD.grad, rows_dD.grad]) as watch:
+        sampled_softmax(
+            x_TD, rows_dD, positives_T, negatives_GM, group_T, temperature=0.05, chunk_tokens=256
+        ).loss_sum.backward()
+    said = DenseUse(0, 0, 0, 0.0).with_items(cfg, 512, items, negatives, shared=groups < 512)
+    assert watch.peak == pytest.approx(said.activations, rel=0.3)
+
+
+def test_a_model_without_heads_has_none_to_measure() -> None:
+    vocabulary = Vocabulary(levels=4, codes=512, artists=5, event_types=2, items=10)
+    cfg = dataclasses.replace(ITEMS, width=32, max_history=64)
+    codes, items = (
+        measure_dense(dataclasses.replace(cfg, output=output), vocabulary) for output in (HeadsConfig(), cfg.output)
+    )
+    assert items.parameters == count_tower(cfg, vocabulary, 2).parameters < codes.parameters
+    assert items.flops_per_token == codes.flops_per_token - 6 * 4 * 512 * 32

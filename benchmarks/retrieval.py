@@ -1,0 +1,179 @@
+"""Retrieval engines on large catalogues: how many users a second, and how much of the exact lists they find.
+
+    python -m benchmarks.retrieval [--quick]
+
+Exact lists come from the bounded engine; on a sample of users the whole catalogue is scored as well, to show that the
+two are the same and what that costs. A full run trains a model on the synthetic Yambda store where there is none yet in
+`runs/retrieval-yambda`, and makes up catalogues of 1 and 9.4 million items.
+
+B users · D model width · V codes a level · w beams · K list length.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Findings, run, table
+from benchmarks.retrieval_models import Served, made_up, trained
+from serving.engines.base import Engine
+from serving.engines.beam import BeamEngine
+from serving.engines.bounded import BoundedEngine
+from serving.engines.decoded import FaissEngine
+from serving.engines.exact import ExactEngine
+from serving.engines.hybrid import CodeScorer, HybridEngine
+from serving.engines.index_building import IndexConfig
+
+THREADS = 2
+DEPTH = 100
+BATCH = 64
+"""Users asked for at once."""
+TURNS = 3
+
+Makers = dict[str, Callable[[Served], Engine]]
+
+QUICK: Makers = {
+    "beam 50": lambda made: BeamEngine(made.heads, made.trie, made.catalogue, width=50),
+    "beam 200": lambda made: BeamEngine(made.heads, made.trie, made.catalogue, width=200),
+    "FAISS flat": lambda made: FaissEngine(made.heads, made.table, made.catalogue, index=IndexConfig(kind="flat")),
+}
+FULL: Makers = QUICK | {
+    "beam 1000": lambda made: BeamEngine(made.heads, made.trie, made.catalogue, width=1000),
+    "FAISS IVF-PQ": lambda made: FaissEngine(made.heads, made.table, made.catalogue, index=IndexConfig(kind="ivfpq")),
+    "FAISS HNSW": lambda made: FaissEngine(
+        made.heads, made.table, made.catalogue, index=IndexConfig(kind="hnsw", build_threads=THREADS)
+    ),
+    "hybrid: beam 200, IVF-PQ": lambda made: HybridEngine(
+        [
+            BeamEngine(made.heads, made.trie, made.catalogue, width=200),
+            FaissEngine(made.heads, made.table, made.catalogue, index=IndexConfig(kind="ivfpq")),
+        ],
+        CodeScorer(made.heads, made.trie, made.catalogue),
+    ),
+}
+
+
+def work(quick: bool, folder: Path, findings: Findings) -> None:
+    """All of it."""
+    del folder
+    torch.set_num_threads(THREADS)
+    faiss.omp_set_num_threads(THREADS)
+    if quick:
+        findings.figures |= compare(made_up(24_400, 8, steps=60), QUICK, 2, findings)
+        return
+    yambda = trained(4 * BATCH)
+    if yambda is not None:
+        findings.figures |= compare(yambda, FULL, 2, findings)
+    million = compare(made_up(1_220_000, 4 * BATCH, steps=400, fitted=2**18), FULL, 2, findings)
+    findings.figures |= {f"{name}_1m": value for name, value in million.items()}
+    large = compare(made_up(11_460_000, 4 * BATCH, steps=400, fitted=2**18), FULL, 1, findings)
+    findings.figures |= {f"{name}_9m": value for name, value in large.items()}
+    findings.figures["beam_slower_at_9m"] = large["beam_ms_per_user"] / million["beam_ms_per_user"]
+
+
+def compare(made: Served, makers: Makers, exact_users: int, findings: Findings) -> dict[str, Any]:
+    """Every engine on the same users: a section, and the figures of it."""
+    users = len(made.hidden_BD)
+    bounded = BoundedEngine(made.heads, made.trie, made.catalogue)
+    seconds, truth = ask(bounded, made, turns=1)
+    bounded_rate = users / seconds
+    exact = ExactEngine(made.heads, made.trie, made.catalogue)
+    start = time.perf_counter()
+    items, scores = exact.retrieve(made.query(0, exact_users), DEPTH)
+    exact_rate = exact_users / (time.perf_counter() - start)
+    same, apart = agreement(truth, (items, scores))
+    rows = [
+        ["exact, whole catalogue", f"{exact_rate:.3g}", "1", f"{exact_users} users"],
+        ["bounded", f"{bounded_rate:.3g}", "1", f"{bounded.prefixes / bounded.users:,.0f} prefixes a user"],
+    ]
+    rates, recalls = {}, {}
+    for name, make in makers.items():
+        start = time.perf_counter()
+        engine = make(made)
+        built = time.perf_counter() - start
+        seconds, found = ask(engine, made, TURNS)
+        rates[name], recalls[name] = users / seconds, recall(found[0], truth[0])
+        rows.append([name, f"{rates[name]:.3g}", f"{recalls[name]:.3f}", f"made in {built:.1f} s"])
+    limit = users_at_limit(made, 200)
+    findings.add(
+        f"{made.catalogue.size:,} items",
+        table(["engine", "users/s", f"recall@{DEPTH}", ""], rows)
+        + f"\n\nOf {made.about}. {users} users, {made.seen_BX.size(1)} items excluded for each, {BATCH} asked for at "
+        f"once, {THREADS} threads; the best of {TURNS} turns, of the first two rows one. Bounds give the list of the "
+        f"whole catalogue: {same:.1%} of the places of {exact_users} users hold the same item, scores are at most "
+        f"{apart:.1g} apart; {bounded.unproven_users} of {bounded.users} users are not proven. They look at "
+        f"{bounded.prefixes / bounded.users / bounded.trie_prefixes:.2%} of the {bounded.trie_prefixes:,} prefixes. "
+        f"Products alone would let a beam search of 200 answer {limit:,.0f} users/s.",
+    )
+    return {
+        "items": made.catalogue.size,
+        "users_per_s_exact": exact_rate,
+        "users_per_s_bounded": bounded_rate,
+        "users_per_s_beam": rates["beam 200"],
+        "beam_ms_per_user": 1000 / rates["beam 200"],
+        "beam_speedup_vs_exact": rates["beam 200"] / exact_rate,
+        "beam_recall_at_100": recalls["beam 200"],
+        "faiss_recall_at_100": recalls["FAISS flat"],
+        "beam_share_of_limit": rates["beam 200"] / limit,
+        "bounded_same_as_exact": same,
+    }
+
+
+def ask(engine: Engine, made: Served, turns: int) -> tuple[float, tuple[Tensor, Tensor]]:
+    """Seconds of the best turn for all users, and their lists."""
+    users, best, lists = len(made.hidden_BD), float("inf"), []
+    for _ in range(turns):
+        start = time.perf_counter()
+        lists = [engine.retrieve(made.query(at, min(at + BATCH, users)), DEPTH) for at in range(0, users, BATCH)]
+        best = min(best, time.perf_counter() - start)
+    return best, (torch.cat([items for items, _ in lists]), torch.cat([scores for _, scores in lists]))
+
+
+def recall(found_BK: Tensor, true_BK: Tensor) -> float:
+    """Share of the true lists that is in the found ones."""
+    wanted_BK = true_BK >= 0
+    hits_BK = (true_BK[:, :, None] == found_BK[:, None]).any(2) & wanted_BK
+    return float(hits_BK.sum() / wanted_BK.sum())
+
+
+def agreement(lists: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """Share of places with the same item, and how far scores are apart at most, for the users that both have."""
+    users = len(exact[0])
+    same = (lists[0][:users] == exact[0]).float().mean()
+    return float(same), float((lists[1][:users] - exact[1]).nan_to_num(0.0, 0.0, 0.0).abs().max())
+
+
+def users_at_limit(made: Served, width: int) -> float:
+    """Users a second whom the products of a beam search alone would allow: Σ over levels of beams · D · V · 2.
+
+    The rate of `torch.mm` is that of the best of some numbers of rows, on the threads that the engines have.
+    """
+    levels, codes, D = made.heads.weight_CVD.shape
+    rate = 0.0
+    for rows in (256, 1024, 4096):
+        state_TD, weight_DV, out_TV = (
+            torch.randn(rows, D),
+            made.heads.weight_CVD[0].detach().T,
+            torch.empty(rows, codes),
+        )
+        for _ in range(30):
+            start = time.perf_counter()
+            torch.mm(state_TD, weight_DV, out=out_TV)
+            rate = max(rate, 2 * rows * D * codes / (time.perf_counter() - start))
+    return rate / (2 * D * codes * (1 + (levels - 1) * width))
+
+
+def main() -> int:
+    """Entry point."""
+    return run("retrieval", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

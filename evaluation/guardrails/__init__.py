@@ -1,0 +1,1 @@
+"""Guardrails: what must hold before figures are believed, and before a model is shipped."""

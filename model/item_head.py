@@ -1,0 +1,265 @@
+"""Items scored by their own rows: cosines of the user's vector with the table's rows, and a softmax over some of them.
+
+u is the L2-normalised state, e_i the L2-normalised row of item i, the same row that is the input; an item's score is
+u·e_i / τ. In training the softmax is over the target and its negatives (`data.negatives`); all items are scored where
+lists are made. As in `model.losses`, gradients are formed in the forward, chunk by chunk, while scores are at hand.
+
+T tokens with a target · D width · d items of the batch · G groups of targets · M negatives of a group · t tokens of a
+chunk · J = 1 + M candidates: the target, then its negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from data.batches import ITEM_KEY, Batch
+from model.config import HeadsConfig
+from model.losses import CascadeLoss
+
+EPS = 1e-6
+"""A row shorter than this is divided by it instead of by its length, as published."""
+
+ITEMS_PER_NEGATIVE = 40
+"""Up to so many items of the batch for each negative of a target, scoring all of the batch's items and picking some is
+faster than copying each negative's row: `_Picked` instead of `_Gathered`."""
+
+BLOCK_NUMBERS = 1 << 20
+"""Numbers of copied rows held at once: a few megabytes, so that they are in the cache when they are read."""
+
+
+class ItemHead(nn.Module):
+    """The output without parameters of its own: it has the rows of the table of items.
+
+    Attributes:
+        levels: 1, as if an item were one code.
+    """
+
+    levels = 1
+
+    def __init__(self, cfg: HeadsConfig) -> None:
+        """Scores divided by `cfg.temperature`."""
+        super().__init__()
+        self.temperature, self.chunk_tokens = cfg.temperature, cfg.chunk_tokens
+
+    def loss(self, hidden_LD: Tensor, items: Mapping[str, JaggedTensor], batch: Batch) -> tuple[CascadeLoss, int]:
+        """The loss of a batch, and the number T of its tokens with a target.
+
+        A batch that was made without negatives has nothing to learn: T is 0.
+
+        Args:
+            items: what the table of items gave for `batch.item_ids`.
+        """
+        rows_dD: Tensor = items[ITEM_KEY].values()
+        if batch.target_rows_L is None or batch.negative_rows_GM is None or batch.negative_group_L is None:
+            nothing = rows_dD.new_zeros(1)
+            return CascadeLoss(nothing.sum(), nothing, torch.zeros_like(nothing, dtype=torch.int64)), 0
+        learnt_T = (batch.target_rows_L < len(rows_dD)).nonzero().flatten()
+        loss = sampled_softmax(
+            hidden_LD.index_select(0, learnt_T),
+            rows_dD,
+            batch.target_rows_L.index_select(0, learnt_T),
+            batch.negative_rows_GM,
+            batch.negative_group_L.index_select(0, learnt_T),
+            temperature=self.temperature,
+            chunk_tokens=self.chunk_tokens,
+            offsets_d=batch.negative_offsets_d,
+        )
+        return loss, len(learnt_T)
+
+
+def unit_rows(rows_dD: Tensor) -> Tensor:
+    """Rows of the table as items are scored by."""
+    return F.normalize(rows_dD, dim=1, eps=EPS)
+
+
+def sampled_softmax(
+    x_TD: Tensor,
+    rows_dD: Tensor,
+    positives_T: Tensor,
+    negatives_GM: Tensor,
+    groups_T: Tensor,
+    *,
+    temperature: float,
+    chunk_tokens: int,
+    offsets_d: Tensor | None = None,
+) -> CascadeLoss:
+    """Σ over targets of −log of the target's share in the softmax over itself and its negatives.
+
+    A negative that is the target itself is left out. Logits never exist but for one chunk of tokens.
+
+    Args:
+        x_TD: L2-normalised states.
+        rows_dD: rows of the table as they are; normalised here.
+        positives_T: int64, place of each target in `rows_dD`.
+        negatives_GM: int64, places of negatives.
+        groups_T: int64, whose negatives a target has; ascending, each of 0 … G − 1 at least once.
+        temperature: τ.
+        chunk_tokens: tokens whose logits are held at once.
+        offsets_d: added to an item's logit where it is a negative.
+
+    Returns:
+        Of one level; correct is a target whose score, offsets apart, no negative of its exceeds.
+    """
+    loss, correct = _SampledSoftmax.apply(
+        x_TD,
+        unit_rows(rows_dD),
+        positives_T,
+        negatives_GM,
+        groups_T,
+        offsets_d,
+        1.0 / temperature,
+        chunk_tokens,
+        torch.is_grad_enabled(),
+    )
+    return CascadeLoss(loss, loss.detach()[None], correct[None])
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    """Summed loss over the candidates, and how often the target has the largest score (ties count)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        unit_dD: Tensor,
+        positives_T: Tensor,
+        negatives_GM: Tensor,
+        groups_T: Tensor,
+        offsets_d: Tensor | None,
+        scale: float,
+        chunk_tokens: int,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        grad_x = torch.zeros_like(x_TD) if with_gradient else None
+        grad_unit = torch.zeros_like(unit_dD) if with_gradient else None
+        loss, correct = x_TD.new_zeros(()), positives_T.new_zeros(())
+        positive_TD = unit_dD.index_select(0, positives_T)
+        grad_positive_T = x_TD.new_empty(len(x_TD))
+        for part, scorer in _parts(x_TD, unit_dD, negatives_GM, groups_T, chunk_tokens):
+            x_tD, positive_tD = x_TD[part], positive_TD[part]
+            negatives_tM = scorer.negatives_tM
+            logits_tJ = x_tD.new_empty(len(x_tD), 1 + negatives_GM.shape[1])
+            logits_tJ[:, 0] = (x_tD * positive_tD).sum(dim=1)
+            logits_tJ[:, 1:] = scorer.scores(x_tD)
+            logits_tJ *= scale
+            logits_tJ[:, 1:].masked_fill_(negatives_tM == positives_T[part, None], -torch.inf)
+            correct += (logits_tJ[:, 0] >= logits_tJ[:, 1:].amax(dim=1)).sum()
+            if offsets_d is not None:
+                logits_tJ[:, 1:] += offsets_d[negatives_tM]
+            positive_t1, largest_t1 = logits_tJ[:, :1].clone(), logits_tJ.amax(dim=1, keepdim=True)
+            p_tJ = torch.softmax(logits_tJ, dim=1)
+            # The largest probability is 1 / Σ exp(logit - largest), never zero: the log-sum-exp without its own pass.
+            loss += (largest_t1 - p_tJ.amax(dim=1, keepdim=True).log() - positive_t1).sum()
+            if grad_x is not None and grad_unit is not None:
+                p_tJ[:, 0] -= 1
+                p_tJ *= scale
+                grad_positive_T[part] = p_tJ[:, 0]
+                grad_x[part] = p_tJ[:, :1] * positive_tD
+                scorer.add_gradients(p_tJ[:, 1:], x_tD, grad_x[part], grad_unit)
+        ctx.mark_non_differentiable(correct)
+        if grad_x is not None and grad_unit is not None:
+            _add_rows(grad_unit, positives_T, grad_positive_T[:, None] * x_TD)
+            ctx.save_for_backward(grad_x, grad_unit)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_unit = ctx.saved_tensors
+        return grad_x * grad_loss, grad_unit * grad_loss, *(None,) * 7
+
+
+# ── negatives of a chunk, three ways ─────────────────────────────────────────────────────────────────────
+
+
+class _Scorer(Protocol):
+    """Cosines of a chunk's tokens with their negatives, and what comes back through them."""
+
+    negatives_tM: Tensor
+
+    def scores(self, x_tD: Tensor) -> Tensor:
+        """[t, M]."""
+
+    def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
+        """Add what `grad_tM` of the scores is of the states and of the rows."""
+
+
+class _Shared:
+    """All tokens of the chunk have the same negatives: one product."""
+
+    def __init__(self, unit_dD: Tensor, negatives_1M: Tensor) -> None:
+        self.negatives_tM, self._rows_M = negatives_1M, negatives_1M[0]
+        self._negative_MD = unit_dD.index_select(0, self._rows_M)
+
+    def scores(self, x_tD: Tensor) -> Tensor:
+        return x_tD @ self._negative_MD.T
+
+    def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
+        grad_x_tD.addmm_(grad_tM, self._negative_MD)
+        _add_rows(grad_unit_dD, self._rows_M, grad_tM.T @ x_tD)
+
+
+class _Gathered:
+    """Each token has negatives of its own: each one's row is copied."""
+
+    def __init__(self, unit_dD: Tensor, negatives_tM: Tensor) -> None:
+        self.negatives_tM = negatives_tM
+        self._negative_tMD = F.embedding(negatives_tM, unit_dD)
+
+    def scores(self, x_tD: Tensor) -> Tensor:
+        return torch.bmm(self._negative_tMD, x_tD[:, :, None])[:, :, 0]
+
+    def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
+        grad_x_tD += torch.bmm(grad_tM[:, None], self._negative_tMD)[:, 0]
+        grad_tMD = grad_tM[:, :, None] * x_tD[:, None]
+        _add_rows(grad_unit_dD, self.negatives_tM.flatten(), grad_tMD.flatten(0, 1))
+
+
+class _Picked:
+    """Each token has negatives of its own, of few items: all items are scored, in one product, and some picked."""
+
+    def __init__(self, unit_dD: Tensor, negatives_tM: Tensor) -> None:
+        self.negatives_tM, self._unit_dD = negatives_tM, unit_dD
+
+    def scores(self, x_tD: Tensor) -> Tensor:
+        return (x_tD @ self._unit_dD.T).gather(1, self.negatives_tM)
+
+    def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
+        # An item drawn twice for a token has twice the same gradient: the sum does not depend on the order.
+        grad_td = grad_tM.new_zeros(len(x_tD), len(self._unit_dD)).scatter_add_(1, self.negatives_tM, grad_tM)
+        grad_x_tD.addmm_(grad_td, self._unit_dD)
+        grad_unit_dD.addmm_(grad_td.T, x_tD)
+
+
+def _parts(
+    x_TD: Tensor, unit_dD: Tensor, negatives_GM: Tensor, groups_T: Tensor, chunk_tokens: int
+) -> Iterator[tuple[slice, _Scorer]]:
+    """Runs of tokens, each with the quickest way to its negatives."""
+    (groups, per_target), (tokens, width) = negatives_GM.shape, x_TD.shape
+    if groups < tokens:
+        sizes = torch.bincount(groups_T, minlength=groups).tolist()
+        first = 0
+        for group, size in enumerate(sizes):
+            scorer = _Shared(unit_dD, negatives_GM[group, None])
+            for start in range(first, first + size, chunk_tokens):
+                yield slice(start, min(start + chunk_tokens, first + size)), scorer
+            first += size
+        return
+    picks = len(unit_dD) <= ITEMS_PER_NEGATIVE * per_target
+    step = chunk_tokens if picks else min(chunk_tokens, max(1, BLOCK_NUMBERS // (per_target * width)))
+    for start in range(0, tokens, step):
+        part = slice(start, start + step)
+        yield part, (_Picked if picks else _Gathered)(unit_dD, negatives_GM[part])
+
+
+def _add_rows(to_dD: Tensor, rows_n: Tensor, values_nD: Tensor) -> None:
+    """Add values to rows, any number to each; in the same order whenever it is done again."""
+    if to_dD.is_cuda:  # where index_add_ adds in the order in which threads come
+        to_dD.index_put_((rows_n,), values_nD, accumulate=True)
+    else:
+        to_dD.index_add_(0, rows_n, values_nD)
