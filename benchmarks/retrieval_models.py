@@ -41,8 +41,8 @@ NOISE = 2.0
 STORE, TABLE = ROOT / "stores" / "synthetic-yambda", ROOT / "codes" / "synthetic-yambda"
 RUN = ROOT / "runs" / "retrieval-yambda"
 _COMMIT = "trained-at-commit.txt"
-_STEPS = 1400
-_TRAINING_S = 360
+_STEPS = 6000
+_TRAINING_S = 900
 """A training is asked to stop after so long, and what it has learnt by then is used."""
 
 
@@ -73,6 +73,31 @@ def served(about: str, heads: CascadedHeads, table: CodeTable, hidden_BD: Tensor
     seen_BX = random.choice(len(weights), (len(hidden_BD), seen), p=weights)
     catalogue = ranked_catalogue(table, torch.device("cpu"))
     return Served(about, heads, table, CodeTrie.of(table), catalogue, hidden_BD, torch.from_numpy(seen_BX))
+
+
+def grown(made: Served, items: int, width: int) -> Served:
+    """The same heads and users before a larger catalogue: items that are there, and others made of their parts.
+
+    A new item has the first half of one item's codes and the second half of another's, the more played ones oftener:
+    prefixes are as bushy as they are, deep ones as thin. Two new items may share a tuple, as items do.
+
+    Args:
+        items: of the larger catalogue.
+        width: of its vectors: codebooks on their principal directions, so that an index of them fits into memory.
+    """
+    random = np.random.default_rng(0)
+    table, known = made.table, np.flatnonzero(made.table.known_N)
+    half, more = made.table.num_levels // 2, items - len(known)
+    weights = table.training_plays_N[known] + 1.0
+    first, second = (random.choice(known, more, p=weights / weights.sum()) for _ in range(2))
+    joined_NC = np.concatenate([table.codes_NC[first, :half], table.codes_NC[second, half:]], axis=1)
+    codes_NC = np.concatenate([table.codes_NC[known], joined_NC])
+    plays_N = np.concatenate([table.training_plays_N[known], np.zeros(more, np.int64)])
+    rows_Rd = table.codebooks_CVd.reshape(-1, table.codebooks_CVd.shape[2])
+    directions_dd = np.linalg.svd(rows_Rd, full_matrices=False).Vh
+    larger = _table(codes_NC, (table.codebooks_CVd @ directions_dd[:width].T).astype(np.float32), plays_N)
+    about = f"{made.about}; beside its {len(known):,} items with codes {more:,} made of parts of theirs"
+    return served(about, made.heads, larger, made.hidden_BD)
 
 
 # ── heads alone, on vectors that are made up ─────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import retrieval
 from benchmarks.harness import Findings
-from benchmarks.retrieval_models import made_up
+from benchmarks.retrieval_models import grown, made_up
 
 FIGURES = {
     "items",
@@ -22,13 +22,26 @@ FIGURES = {
 
 def test_every_engine_is_compared_with_exact_lists() -> None:
     made, findings = made_up(1200, 6, steps=3, levels=3, codes=16), Findings()
-    figures = retrieval.compare(made, retrieval.QUICK, 6, findings)
+    figures = retrieval.compare(made, retrieval.SMALL, 6, findings)
     assert figures.keys() >= FIGURES
     assert figures["items"] == made.catalogue.size == 984
     assert figures["bounded_same_as_exact"] == pytest.approx(1, abs=0.02)
     assert 0.3 < figures["beam_recall_at_100"] <= 1
     assert 0 < figures["beam_share_of_limit"] < 1
     assert [title for title, _ in findings.sections] == ["984 items"]
+
+
+def test_a_grown_catalogue_has_the_items_that_there_were_and_parts_of_them() -> None:
+    made = made_up(600, 4, steps=1, levels=4, codes=8)
+    larger = grown(made, 2000, 16)
+    known = int(made.table.known_N.sum())
+    assert len(larger.table.codes_NC) == 2000
+    assert (larger.table.codes_NC[:known] == made.table.codes_NC[made.table.known_N]).all()
+    for part in (slice(2), slice(2, 4)):
+        there = {tuple(codes) for codes in made.table.codes_NC[made.table.known_N][:, part]}
+        assert {tuple(codes) for codes in larger.table.codes_NC[:, part]} <= there
+    assert larger.table.codebooks_CVd.shape == (4, 8, 16)
+    assert torch.equal(larger.hidden_BD, made.hidden_BD)
 
 
 def test_recall_is_of_the_true_list() -> None:

@@ -40,6 +40,28 @@ def test_teacher_forced_equals_step_by_step(gated: bool) -> None:
     assert torch.equal(heads(x, codes), torch.stack(steps, dim=1))
 
 
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("levels", [1, 4])
+def test_prefixes_made_longer_step_by_step_are_those_made_at_once(gated: bool, levels: int) -> None:
+    """Three prefixes a vector, each longer by a code a level; then some of them again, in another order."""
+    heads, x, _ = make(gated, levels)
+    codes = torch.randint(0, 6, (27, levels))
+    prefixes = heads.empty_prefixes(x)
+    longer = torch.arange(9).repeat_interleave(3)  # of no codes there is one prefix a vector
+    for level in range(levels):
+        at_once = heads.level_logits(x.repeat_interleave(3, dim=0), codes[:, :level], level)
+        logits = heads.state_logits(prefixes.state(x), level)
+        torch.testing.assert_close(logits if level else logits.repeat_interleave(3, dim=0), at_once)
+        prefixes = heads.extend(prefixes, longer, codes[:, level], level)
+        longer = torch.arange(27)
+    if levels > 1:
+        order = torch.tensor([2, 0, 0])
+        again = heads.extend(heads.empty_prefixes(x), order, codes[:3, 0], 0)
+        expected = heads.level_logits(x[:1].expand(3, -1), codes[:3, :1], 1)
+        shared = again.state(x[:1])  # three prefixes of one vector
+        torch.testing.assert_close(heads.state_logits(shared, 1), expected)
+
+
 def test_a_level_sees_earlier_codes_and_no_later_ones() -> None:
     heads, x, codes = make(gated=True)
     before = heads(x, codes)
