@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from common.config import run_entry
 from data.event_store import EventStore
+from data.training_events import training_events
 from semantic_ids.codes.code_table import check_replaceable, write_code_table
 from semantic_ids.codes.collisions import resolve
 from semantic_ids.codes.item_ids import item_codes, random_codebook
@@ -37,7 +38,6 @@ from semantic_ids.quantizers.rq_vae import RqVae
 from semantic_ids.quantizers.rq_vae_training import fit_rq_vae
 from semantic_ids.vectors.base import ItemVectors
 from semantic_ids.vectors.choose import item_vectors
-from semantic_ids.vectors.events import training_events
 
 _KINDS: dict[str, type[Quantizer]] = {kind.name: kind for kind in (ResidualKMeans, RqVae, FaissResidual)}
 

@@ -44,11 +44,12 @@ def log_decayed_plays(log: TrainingLog, days: float) -> npt.NDArray[np.float64]:
     """[N] log Σ exp(−age / τ) over the training events of each item; −inf where there is none."""
     latest_N = np.full(log.num_items, -1, np.int64)
     for block in log.blocks():
-        np.maximum.at(latest_N, block.items_E, block.times_E)
+        np.maximum.at(latest_N, block.items_E, log.times_S[block.at_E].astype(np.int64))
     sums_N = np.zeros(log.num_items)
     for block in log.blocks():
         # Relative to the item's latest play, whose term is 1: no sum is lost in the smallest floats.
-        fading_E = np.exp((block.times_E - latest_N[block.items_E]) / (days * DAY))
+        ages_E = latest_N[block.items_E] - log.times_S[block.at_E].astype(np.int64)
+        fading_E = np.exp(-ages_E / (days * DAY))
         sums_N += np.bincount(block.items_E, fading_E, log.num_items)
     with np.errstate(divide="ignore"):
         scores_N: npt.NDArray[np.float64] = np.log(sums_N) + (latest_N - log.end) / (days * DAY)

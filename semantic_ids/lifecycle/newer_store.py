@@ -20,6 +20,7 @@ import numpy.typing as npt
 from common.errors import InputError
 from common.progress import Progress
 from data.event_store import EventStore
+from data.training_events import training_events
 from semantic_ids.codes.code_table import CodeTable, known_rows, write_code_table
 from semantic_ids.codes.collisions import COLLISIONS, resolve
 from semantic_ids.encoding import ERROR_SAMPLE, relative_errors
@@ -29,7 +30,6 @@ from semantic_ids.quality.description import describe_table, format_description
 from semantic_ids.quantizers.base import Codes, Quantizer
 from semantic_ids.vectors.base import ItemVectors
 from semantic_ids.vectors.content import ContentVectors
-from semantic_ids.vectors.events import training_events
 
 Indices = npt.NDArray[np.int64]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from common.config import group
 from common.errors import InputError
 from data.event_store import EventStore
+from data.training_events import training_events
 from semantic_ids.vectors.base import ItemVectors
 from semantic_ids.vectors.blended import BlendConfig, BlendedVectors
 from semantic_ids.vectors.collaborative import CollaborativeConfig, CollaborativeVectors
 from semantic_ids.vectors.content import ContentVectors
-from semantic_ids.vectors.events import training_events
 
 EMBEDDINGS = ("auto", "content", "collaborative", "blended")
 

@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 from common.errors import InputError
 from common.progress import Progress
-from semantic_ids.vectors.events import TrainingEvents
+from data.training_events import TrainingEvents
 
 RANGE_PAIRS = 2**25
 """Pairs collected before they are summed, 16 bytes each, and about as much again while they are sorted."""

@@ -20,9 +20,9 @@ from common.config import option
 from common.errors import InputError
 from common.progress import Progress
 from data.event_store import EventStore
+from data.training_events import TrainingEvents
 from semantic_ids.vectors.base import ItemVectors
 from semantic_ids.vectors.co_occurrence import co_occurrence
-from semantic_ids.vectors.events import TrainingEvents
 from semantic_ids.vectors.factors import shifted_ppmi, truncated_svd, unit_rows
 
 LARGE_PAIRS = 2**26

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.event_store import EventStore
+from data.training_events import training_events
 from semantic_ids.codes.code_table import CodeTable, write_code_table
 from semantic_ids.codes.collisions import resolve
 from semantic_ids.codes.tuples import order_items
@@ -22,7 +23,6 @@ from semantic_ids.encode import main
 from semantic_ids.lifecycle import encoded_folder, vector_files
 from semantic_ids.quality.diagnostics import diagnose
 from semantic_ids.vectors.content import ContentVectors
-from semantic_ids.vectors.events import training_events
 from tests.semantic_ids.conftest import MakeStore
 from tests.semantic_ids.plain_quantizer import plain_quantizer
 

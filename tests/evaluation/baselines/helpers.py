@@ -45,10 +45,10 @@ class Drawn:
         lengths = [len(items) for items in self.items]
         return TrainingLog(
             np.concatenate([np.zeros(0, int), *self.items]).astype(np.uint32),
-            np.concatenate([np.zeros(0, int), *self.times]).astype(np.uint32),
             np.cumsum([0, *lengths])[:-1],
             np.array(self.learnt, np.int64),
             self.num_items,
+            np.concatenate([np.zeros(0, int), *self.times]).astype(np.uint32),
         )
 
     @property

@@ -118,7 +118,7 @@ def test_a_log_is_what_the_split_gives_to_training(tmp_path: Path) -> None:
         blocks = list(log.blocks(size))
         assert (len(blocks) == 1) == (size == 10_000)
         for name in ("item", "timestamp"):
-            found = np.concatenate([block.items_E if name == "item" else block.times_E for block in blocks])
+            found = np.concatenate([block.items_E if name == "item" else log.times_S[block.at_E] for block in blocks])
             np.testing.assert_array_equal(found, store.column(name)[learnt_E])
         users_E = np.repeat(np.arange(USERS), np.diff(store.offsets))[learnt_E]
         np.testing.assert_array_equal(np.concatenate([block.users_E for block in blocks]), users_E)

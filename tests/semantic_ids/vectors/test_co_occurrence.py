@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
+from data.training_events import TrainingEvents
 from semantic_ids.vectors import co_occurrence as room
 from semantic_ids.vectors.co_occurrence import co_occurrence, heaviest
-from semantic_ids.vectors.events import TrainingEvents
 
 NUM_ITEMS = 6
 HISTORIES = st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=7), min_size=1, max_size=5)

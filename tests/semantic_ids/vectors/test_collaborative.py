@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
+from data.training_events import training_events
 from semantic_ids.vectors import collaborative as room
 from semantic_ids.vectors.collaborative import CollaborativeConfig, CollaborativeVectors
-from semantic_ids.vectors.events import training_events
 
 CONFIGS = [CollaborativeConfig(rank=6), CollaborativeConfig(rank=6, window=3)]
 

@@ -1,8 +1,8 @@
 """What of a store may be learnt from, a block of whole users at a time.
 
-The leakage rule: item vectors are a function of TRAINING events alone (positions below `train_end`, data/split.py) and
-of what is known of an item beforehand. Blocks are cut by training events as well, so that a held-out event moves
-nothing, not even the order in which numbers are added.
+The leakage rule: item vectors and baselines are functions of TRAINING events alone (positions below `train_end`,
+data/split.py) and of what is known of an item beforehand. Blocks are cut by training events as well, so that a held-out
+event moves nothing, not even the order in which numbers are added.
 
 U users · E training events of a block · S events of the whole store, held-out ones among them · N items.
 """
@@ -30,6 +30,8 @@ class EventBlock:
 
     users_E: npt.NDArray[np.int64]
     items_E: npt.NDArray[np.int64]
+    at_E: npt.NDArray[np.int64]
+    """Their positions in the columns of the store."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +69,8 @@ class TrainingEvents:
         ends_U = np.cumsum(self.lengths_U)
         for first, last in user_blocks(np.append(0, ends_U), events):
             lengths = self.lengths_U[first:last]
-            items_E = self.items_S[positions_of(self.starts_U[first:last], lengths)].astype(np.int64)
-            yield EventBlock(np.repeat(np.arange(first, last), lengths), items_E)
+            at_E = positions_of(self.starts_U[first:last], lengths)
+            yield EventBlock(np.repeat(np.arange(first, last), lengths), self.items_S[at_E].astype(np.int64), at_E)
 
 
 def training_events(store: EventStore) -> TrainingEvents:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantic_ids.vectors.events import TrainingEvents, training_events
+from data.training_events import TrainingEvents, training_events
+from tests.evaluation.helpers import make_store
 
 
-def test_training_events_are_those_before_train_end(make_store):
-    store = make_store([[0, 1, 2, 3], [1, 0], [2], [3, 3, 3]], [[]] * 4)
+def test_training_events_are_those_before_train_end(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", [[0, 1, 2, 3], [1, 0], [2], [3, 3, 3]], 4)
     events = training_events(store)
     (block,) = events.blocks()
     assert block.users_E.tolist() == [0, 0, 1, 1, 2, 3]
@@ -50,8 +53,8 @@ def test_blocks_are_cut_by_training_events_alone():
     assert cuts(0) == cuts(5) == [6, 6, 6]
 
 
-def test_the_column_is_not_copied(make_store):
-    store = make_store([[0, 1, 2, 3]], [[]] * 4)
+def test_the_column_is_not_copied(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", [[0, 1, 2, 3]], 4)
     assert np.shares_memory(training_events(store).items_S, store.column("item"))
     with pytest.raises(AttributeError):
         training_events(store).num_items = 3  # type: ignore[misc]
