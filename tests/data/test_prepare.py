@@ -83,7 +83,10 @@ TABLE = ("source=table", "out=x", "path=y", "columns.user=u", "columns.item=i", 
     ("arguments", "messages"),
     [
         (["source=movielens-100k", "out=x", "pth=y"], ["unknown key `pth`; did you mean `path`"]),
-        (["source=movielens", "out=x"], ["`source` is 'movielens', expected one of movielens-100k, yambda, table"]),
+        (
+            ["source=movielens", "out=x"],
+            ["`source` is 'movielens', expected one of movielens-100k, movielens-1m, yambda, table"],
+        ),
         (["source=movielens-100k"], ["`out` is required"]),
         (["source=movielens-100k", "out="], ["`out` is empty"]),
         (["source=movielens-100k", "out=x", "kind=likes"], ["`kind` means nothing to source=movielens-100k"]),

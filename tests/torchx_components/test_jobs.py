@@ -87,7 +87,7 @@ def test_a_whole_run_through_torchx(tmp_path: Path) -> None:
     assert (manifest["world_size"], manifest["epoch"]) == (2, 1)  # -j and the override arrived
     run("evaluate", "-j", "1", "--", "bootstrap=11")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["protocol"] == "leave-last-out"
+    assert (metrics["split"], metrics["protocol"]) == ("leave-last-out", "next")
     assert metrics["users"] > 0
     # The output of every replica is kept.
     assert {path.parents[1].name for path in logs.glob("torchx/*/*/0/combined.log")} == set(COMPONENTS)
