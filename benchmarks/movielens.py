@@ -43,7 +43,7 @@ _SASREC = (
     *(f"model.biases.{name}=false" for name in ("alibi", "time", "duration", "organic")),
     "model.transformer.ffn_width=64",
 )
-TEMPERATURES = (0.05, 0.1, 0.15, 0.2)
+TEMPERATURES = (0.05, 0.1, 0.15)
 
 MODELS: Mapping[str, tuple[str, ...]] = {
     "SASRec, item ids": (*_ITEMS, *_SASREC),

@@ -6,6 +6,7 @@ D model width · N items of the store · n items that may be returned.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
+from common.faults import is_main_rank
 from data.event_store import EventStore
 from evaluation.config import EvaluateConfig
 from evaluation.results import Ints
@@ -123,7 +125,7 @@ class _Codes:
         return BeamEngine(self.heads, self.trie, self.catalogue, width=beams, deepest=beams)
 
     def near(self, kind: str) -> Engine:
-        return FaissEngine(self.heads, self.codes, self.catalogue, index=_index(self.config, kind))
+        return _told(FaissEngine(self.heads, self.codes, self.catalogue, index=_index(self.config, kind)))
 
     def hybrid(self) -> Engine:
         scorer = CodeScorer(self.heads, self.trie, self.catalogue)
@@ -155,12 +157,21 @@ class _Items:
 
     def near(self, kind: str) -> Engine:
         assert self.config is not None
-        return ItemFaissEngine(self.vectors_nD, self.catalogue, self.temperature, _index(self.config, kind))
+        index = _index(self.config, kind)
+        return _told(ItemFaissEngine(self.vectors_nD, self.catalogue, self.temperature, index))
 
     def hybrid(self) -> Engine:
         assert self.config is not None
         scorer = ItemScorer(self.vectors_nD, self.catalogue, self.temperature)
         return HybridEngine([self.near("hnsw")], scorer, candidates=self.config.candidates)
+
+
+def _told(engine: FaissEngine | ItemFaissEngine) -> Engine:
+    """The engine, after what its index is otherwise than was asked for has been said."""
+    if is_main_rank():
+        for note in engine.index.notes:
+            print(f"{engine.name}: {note}", file=sys.stderr)
+    return engine
 
 
 def _index(config: EvaluateConfig, name: str) -> IndexConfig:
