@@ -5,6 +5,7 @@ B users · D model width · C levels · V codes a level · N items · n items dr
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -58,6 +59,10 @@ class Served:
     hidden_BD: Tensor
     seen_BX: Tensor
     """Items that must not be returned, as many for each user."""
+
+    def first(self, users: int) -> Served:
+        """Asked for fewer users."""
+        return dataclasses.replace(self, hidden_BD=self.hidden_BD[:users], seen_BX=self.seen_BX[:users])
 
     def query(self, first: int, stop: int) -> Query:
         """Some of the users."""

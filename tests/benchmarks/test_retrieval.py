@@ -22,7 +22,7 @@ FIGURES = {
 
 def test_every_engine_is_compared_with_exact_lists() -> None:
     made, findings = made_up(1200, 6, steps=3, levels=3, codes=16), Findings()
-    figures = retrieval.compare(made, retrieval.SMALL, 6, findings)
+    figures = retrieval.compare(made, retrieval.SMALL, findings, true_users=6, exact_users=6)
     assert figures.keys() >= FIGURES
     assert figures["items"] == made.catalogue.size == 984
     assert figures["bounded_same_as_exact"] == pytest.approx(1, abs=0.02)
