@@ -134,16 +134,17 @@ def factorise(log: TrainingLog, config: IalsConfig, memory_gb: float, *, quiet: 
             " baseline.memory_gb"
         )
     # Here alone: loading it takes as long as a small fit.
-    model = importlib.import_module("implicit.cpu.als").AlternatingLeastSquares(
-        factors=config.factors,
-        regularization=config.regularisation,
-        alpha=1.0,
-        iterations=config.iterations,
-        num_threads=config.threads,
-        random_state=derive_seed(config.seed, "ials") % 2**32,
-    )
+    library = importlib.import_module("implicit.cpu.als")
     label = f"factorise {format_count(log.num_items)} items"
     with Progress(label, config.iterations, "iterations", quiet=quiet) as progress, threadpool_limits(1, "blas"):
+        model = library.AlternatingLeastSquares(
+            factors=config.factors,
+            regularization=config.regularisation,
+            alpha=1.0,
+            iterations=config.iterations,
+            num_threads=config.threads,
+            random_state=derive_seed(config.seed, "ials") % 2**32,
+        )
         model.fit(_confidence(_plays(log), config), show_progress=False, callback=lambda *_: progress.advance())
     return model
 
