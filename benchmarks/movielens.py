@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.ablate import compare, request_scores
 from benchmarks.harness import ROOT, commit, table
+from benchmarks.movielens_baselines import tuned_baselines
 from common.progress import Progress
 from evaluation.outputs import FIGURES, RANKS, output_path
 
@@ -188,8 +189,6 @@ def _report_tuning(trials: Sequence[Job], chosen: Mapping[str, Job], findings: h
 
 def _report_table(finals: Sequence[Job], findings: harness.Findings) -> None:
     """Models over all seeds, baselines, and the difference of each to HSTU with item ids."""
-    from benchmarks.movielens_baselines import tuned_baselines
-
     scores: dict[str, np.ndarray] = {}
     details: dict[str, dict[str, float]] = {}
     reference = "HSTU, item ids"

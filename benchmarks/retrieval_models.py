@@ -36,7 +36,7 @@ from serving.engines.base import Query, RankedCatalogue, ranked_catalogue
 from sharding.world import open_world
 
 WIDTH = 64
-LEVELS, CODES = 8, 1024
+
 NOISE = 2.0
 """Length of a made-up user's noise, where the vector of the next item has 1: many items are likely, as with people."""
 STORE, TABLE = ROOT / "stores" / "synthetic-yambda", ROOT / "codes" / "synthetic-yambda"
@@ -108,18 +108,15 @@ def grown(made: Served, items: int, width: int) -> Served:
 # ── heads alone, on vectors that are made up ─────────────────────────────────────────────────────────────
 
 
-def made_up(items: int, users: int, steps: int, *, levels: int = LEVELS, codes: int = CODES, fitted: int = 0) -> Served:
+def made_up(items: int, users: int, steps: int, *, levels: int, codes: int) -> Served:
     """Clustered vectors, coded; heads that learn to name an item from its vector blurred, the more played more often.
 
     Args:
         items: that have a vector.
         steps: of training, on 512 draws each.
-        fitted: vectors that the quantiser is fitted to; 0 is all.
     """
     vectors = np.concatenate([block.vectors for block in MadeUpCatalogue(items, WIDTH).embeddings()])
-    quantizer = fit_residual_kmeans(
-        vectors[: fitted or len(vectors)], levels=levels, codes=codes, beam=1, iterations=5, seed=1
-    )
+    quantizer = fit_residual_kmeans(vectors, levels=levels, codes=codes, beam=1, iterations=5, seed=1)
     codes_NC = np.concatenate([quantizer.encode(part) for part in np.array_split(vectors, -(-len(vectors) // 2**17))])
     codes_NC[~codes_NC.any(axis=1), -1] = 1  # all zero would be unknown
     random = np.random.default_rng(0)
@@ -164,17 +161,15 @@ def _table(
 # ── a model trained on a log ─────────────────────────────────────────────────────────────────────────────
 
 
-def trained(users: int, *, may_train: bool = True) -> Served | None:
+def trained(users: int) -> Served | None:
     """The model of `RUN`, trained if it is not there, on the synthetic Yambda store.
 
     Returns:
-        None where there is no store, or no run that may be made.
+        None where there is no store.
     """
     if not (STORE / "manifest.json").is_file() or not (TABLE / "manifest.json").is_file():
         return None
     if not (RUN / _COMMIT).is_file():
-        if not may_train:
-            return None
         _train()
     with open_world() as world:
         storage = run_storage(RUN)

@@ -13,7 +13,8 @@ from evaluation.requests import PROTOCOLS, YAMBDA
 from model.config import BACKENDS
 from serving.engines.faiss_indexes import IndexConfig
 
-ENGINES = ("exact", "bounded", "beam", "faiss", "ivfpq", "hnsw", "hybrid")
+VECTOR_ENGINES = ("faiss", "ivfpq", "hnsw")
+ENGINES = ("exact", "bounded", "beam", *VECTOR_ENGINES, "hybrid")
 
 
 @dataclass

@@ -9,22 +9,21 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from common.errors import InputError
 from common.faults import is_main_rank
 from data.event_store import EventStore
-from evaluation.config import EvaluateConfig
+from evaluation.config import VECTOR_ENGINES, EvaluateConfig
 from evaluation.results import Ints
 from model.heads import CascadedHeads
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.trie import CodeTrie
 from serving.checkpoints.model import item_matrix
-from serving.engines.base import Engine, RankedCatalogue, plays_order, ranked_catalogue
+from serving.engines.base import Engine, RankedCatalogue, ranked_catalogue, whole_catalogue
 from serving.engines.beam import BeamEngine
 from serving.engines.bounded import BoundedEngine
 from serving.engines.decoded import FaissEngine
@@ -53,7 +52,7 @@ def exact_engine(model: Any, store: EventStore, codes: CodeTable, world: World) 
     """
     head = model.module.tower.heads
     if not isinstance(head, CascadedHeads):
-        return lambda: _Items(model, store, codes, world, None).exact()
+        return lambda: _Items(model, codes, world, None).exact()
     catalogue, trie = ranked_catalogue(codes, world.device), CodeTrie.of(codes)
     kind = ExactEngine if store.num_items <= EXACT_ITEMS else BoundedEngine
     engine = kind(head, trie, catalogue)  # reads the heads' parameters where they are
@@ -75,15 +74,15 @@ def build_engines(
             "exact": of_codes.exact,
             "bounded": of_codes.bounded,
             "beam": of_codes.beam,
-            **{kind: lambda kind=kind: of_codes.near(kind) for kind in ("faiss", "ivfpq", "hnsw")},  # type: ignore[misc]
+            **{kind: partial(of_codes.near, kind) for kind in VECTOR_ENGINES},
             "hybrid": of_codes.hybrid,
         }
         usual = ["exact" if store.num_items <= EXACT_ITEMS else "bounded", "beam", "faiss", "hybrid"]
     else:
-        of_items = _Items(model, store, codes, world, denied, config)
+        of_items = _Items(model, codes, world, denied, config)
         makers = {
             "exact": of_items.exact,
-            **{kind: lambda kind=kind: of_items.near(kind) for kind in ("faiss", "ivfpq", "hnsw")},  # type: ignore[misc]
+            **{kind: partial(of_items.near, kind) for kind in VECTOR_ENGINES},
             "hybrid": of_items.hybrid,
         }
         usual = ["exact", "faiss"]
@@ -138,19 +137,14 @@ class _Items:
     def __init__(
         self,
         model: Any,
-        store: EventStore,
         codes: CodeTable,
         world: World,
         denied: Ints | None,
         config: EvaluateConfig | None = None,
     ) -> None:
         self.config, self.temperature = config, model.module.tower.cfg.output.temperature
-        returnable_N = torch.ones(store.num_items, dtype=torch.bool)
-        if denied is not None:
-            returnable_N[torch.from_numpy(denied)] = False
-        order = plays_order(torch.tensor(codes.training_plays_N), returnable_N).to(world.device)
-        self.catalogue = RankedCatalogue(order, store.num_items)
-        self.vectors_nD: Tensor = item_matrix(model, world)[order]
+        self.catalogue = whole_catalogue(codes.training_plays_N, world.device, denied)
+        self.vectors_nD: Tensor = item_matrix(model, world)[self.catalogue.item_order]
 
     def exact(self) -> Engine:
         return ItemExactEngine(self.vectors_nD, self.catalogue, self.temperature)

@@ -27,6 +27,9 @@ from evaluation.results import Ints, Targets
 NEXT, PERIOD, DAILY, YAMBDA = "next", "period", "daily", "yambda"
 PROTOCOLS = (NEXT, PERIOD, DAILY, YAMBDA)
 
+_AT_ONCE = 1024
+"""Requests whose whole histories are held at once."""
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -123,6 +126,21 @@ def _requests_of(store: EventStore, held: HeldOut, max_history: int, *, all_even
         held.history_stop_U[users_R],
         distinct_targets(users_R, held.request_time_U[users_R], np.repeat(np.arange(len(users_R)), counts_R), items),
     )
+
+
+def seen_targets(store: EventStore, users_R: Ints, stop_R: Ints, targets: Targets) -> np.ndarray:
+    """Bool [T]: whether each target is among the first `stop` events of the user that stands beside its request."""
+    items_E, sizes_R = store.column(ITEM), targets.sizes_R
+    seen_T = np.zeros(len(targets.items_T), bool)
+    for first in range(0, len(users_R), _AT_ONCE):
+        rows = slice(first, first + _AT_ONCE)
+        stops, sizes = stop_R[rows], sizes_R[rows]
+        items_h = items_E[positions_of(store.offsets[users_R[rows]], stops)].astype(np.int64)
+        keys_h = np.repeat(np.arange(len(stops)), stops) * store.num_items + items_h
+        begin, end = targets.offsets_R1[first], targets.offsets_R1[first + len(stops)]
+        wanted = np.repeat(np.arange(len(sizes)), sizes) * store.num_items + targets.items_T[begin:end]
+        seen_T[begin:end] = np.isin(wanted, keys_h)
+    return seen_T
 
 
 def distinct_targets(users_R: Ints, times_R: Ints, requests_E: Ints, items_E: Ints) -> Targets:

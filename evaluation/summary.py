@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from data.event_store import EventStore
-from data.ranges import positions_of
-from data.schema import ITEM, TIMESTAMP
+from data.schema import TIMESTAMP
 from evaluation.config import EvaluateConfig
 from evaluation.metrics.calibration import Calibration, level_calibration, list_calibration
 from evaluation.metrics.lists import coverage_and_gini
 from evaluation.metrics.ranking import per_request_metrics
 from evaluation.metrics.segments import SegmentRow, segment_rows, standard_segments
 from evaluation.metrics.summary import engine_figures
-from evaluation.requests import NEXT, YAMBDA, Requests
+from evaluation.requests import NEXT, YAMBDA, Requests, seen_targets
 from evaluation.results import Evaluation, Ints
 from semantic_ids.codes.code_table import CodeTable
+from semantic_ids.codes.trie import CodeTrie
 
 SHOWN = {
     NEXT: ("ndcg@10", "hr@10", "hr@50", "hr@200", "mrr", "coverage@10", "gini@10", "novelty@10"),
@@ -97,28 +97,11 @@ def segments_of(
         history_R=stop_R,
         idle_R=targets.times_R - newest_R,
         training_plays_N=codes.training_plays_N.astype(np.int64),
-        seen_T=seen_before(requests, store),
+        seen_T=seen_targets(store, targets.users_R, stop_R, targets),
         known_N=codes.known_N if result.levels is not None else None,
     )
     found = next(iter(result.engines.values()))
     return segment_rows(segments, found, targets, result.depth, config.bootstrap, config.seed)
-
-
-def seen_before(requests: Requests, store: EventStore) -> np.ndarray:
-    """Bool [T]: whether each target is among the events that its request may see."""
-    targets, stop_R = requests.targets, requests.history_stop_R
-    seen_T = np.zeros(len(targets.items_T), dtype=bool)
-    items_E, sizes_R = store.column(ITEM), targets.sizes_R
-    block = 1024  # requests whose whole histories are held at once
-    for begin in range(0, len(targets), block):
-        rows = slice(begin, begin + block)
-        at_h = positions_of(store.offsets[targets.users_R[rows]], stop_R[rows])
-        of_h = np.repeat(np.arange(len(stop_R[rows])), stop_R[rows])
-        keys_h = np.unique(of_h * store.num_items + items_E[at_h].astype(np.int64))
-        at_t = positions_of(targets.offsets_R1[:-1][rows], sizes_R[rows])
-        of_t = np.repeat(np.arange(len(sizes_R[rows])), sizes_R[rows])
-        seen_T[at_t] = np.isin(of_t * store.num_items + targets.items_T[at_t], keys_h)
-    return seen_T
 
 
 def calibration_of(result: Evaluation, codes: CodeTable) -> dict[str, Any]:
@@ -136,9 +119,9 @@ def calibration_of(result: Evaluation, codes: CodeTable) -> dict[str, Any]:
 
 def sharers(codes: CodeTable) -> Ints:
     """[N] how many items have the codes of each item, itself included."""
-    _, tuple_N, counts = np.unique(codes.codes_NC, axis=0, return_inverse=True, return_counts=True)
-    sharers_N: Ints = counts[tuple_N].astype(np.int64)
-    return sharers_N
+    leaf_N = CodeTrie.of(codes).leaf_of_items()
+    counts = np.bincount(leaf_N[leaf_N >= 0])
+    return np.where(leaf_N >= 0, counts[leaf_N] if len(counts) else 0, (leaf_N < 0).sum())
 
 
 def _plain(calibration: Calibration) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from evaluation.baselines.config import BASELINES, DECAYPOP, IALS, ITEM_KNN, MOS
 from evaluation.baselines.decaypop import decaypop
 from evaluation.baselines.ials import IalsConfig, IalsEngine, factorise
 from evaluation.baselines.item_knn import ItemKnnConfig, ItemKnnEngine
-from evaluation.baselines.lists import FixedListEngine, whole_catalogue
+from evaluation.baselines.lists import FixedListEngine
 from evaluation.baselines.neighbours import neighbour_table
 from evaluation.baselines.training_log import training_log
-from serving.engines.base import Engine
+from serving.engines.base import Engine, whole_catalogue
 
 
 class Fitter:

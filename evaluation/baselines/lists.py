@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from data.ranges import positions_of
-from serving.engines.base import History, Query, RankedCatalogue, plays_order
+from serving.engines.base import History, Query, RankedCatalogue
 
 UNSCORED = torch.finfo(torch.float32).min
 """Score of what a baseline knows nothing of, where its own scores may be below 0: such items come last, by plays."""
@@ -27,22 +26,6 @@ _BLOCK_NUMBERS = 1 << 22
 """Numbers held at once of the candidates, or of the scores, of a block of users."""
 
 Found = tuple[Tensor, Tensor]
-
-
-def whole_catalogue(
-    plays_N: npt.NDArray[np.int64], device: torch.device, denied: npt.NDArray[np.int64] | None = None
-) -> RankedCatalogue:
-    """All items of a store but those that nobody may be given.
-
-    Args:
-        plays_N: training plays, by which ties are broken.
-        denied: item indices.
-    """
-    returnable_N = torch.ones(len(plays_N), dtype=torch.bool)
-    if denied is not None:
-        returnable_N[torch.from_numpy(denied)] = False
-    order = plays_order(torch.from_numpy(plays_N), returnable_N)
-    return RankedCatalogue(order.to(device), len(plays_N))
 
 
 class FixedListEngine:

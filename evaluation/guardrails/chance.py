@@ -19,12 +19,11 @@ import numpy.typing as npt
 from common.seeding import derive_seed
 from data.event_store import EventStore
 from data.ranges import positions_of
-from data.schema import ITEM
 from evaluation.guardrails.base import FAIL, PASS, Guardrail, not_judged
 from evaluation.guardrails.differences import DEPTH, Drawing, difference, in_words, is_above, ndcg, plain
 from evaluation.metrics.comparison import SIGNIFICANT
 from evaluation.metrics.intervals import Ratio
-from evaluation.requests import Requests
+from evaluation.requests import Requests, seen_targets
 from evaluation.results import Evaluation, Floats, Ints, Targets
 
 CHANCE = "better than chance"
@@ -111,14 +110,15 @@ def exchanged(
         own: the requests.
     """
     sums_S = np.zeros((3, len(items_SK)))  # with others, with their own, exchanges
-    seen_own_T = seen(store, own.users_S, own.stop_S, own.targets) if filter_history else None
+    seen_own_T = seen_targets(store, own.users_S, own.stop_S, own.targets) if filter_history else None
     for number in range(EXCHANGES):
         other_S = exchange(own.targets.users_R, derive_seed(seed, "exchange of targets", number))
         others = rows_of(own.targets, other_S)
         fair_T, fair_others_T = np.ones(len(own.targets.items_T), bool), np.ones(len(others.items_T), bool)
         if seen_own_T is not None:
-            fair_T = ~seen_own_T & ~seen(store, *own.seeing(other_S), own.targets)
-            fair_others_T = ~seen(store, own.users_S, own.stop_S, others) & ~seen(store, *own.seeing(other_S), others)
+            fair_T = ~seen_own_T & ~seen_targets(store, *own.seeing(other_S), own.targets)
+            fair_others_T = ~seen_targets(store, own.users_S, own.stop_S, others)
+            fair_others_T &= ~seen_targets(store, *own.seeing(other_S), others)
         with_others_S, any_others_S = _fair_ndcg(items_SK, others, fair_others_T, store.num_items)
         with_own_S, any_own_S = _fair_ndcg(items_SK, own.targets, fair_T, store.num_items)
         sums_S += np.stack([with_others_S, with_own_S, np.ones(len(items_SK))]) * (any_others_S & any_own_S)
@@ -161,21 +161,6 @@ def places_in(items_RK: npt.NDArray[np.integer], targets: Targets, num_items: in
     at_T = order_X[np.searchsorted(listed_X, wanted_T, sorter=order_X).clip(max=len(listed_X) - 1)]
     places_T: Ints = np.where(listed_X[at_T] == wanted_T, column_X[at_T] + 1, 0)
     return places_T
-
-
-def seen(store: EventStore, users_R: Ints, stop_R: Ints, targets: Targets) -> Bools:
-    """Bool [T]: whether each target is among the first `stop` events of the user that stands beside its request."""
-    items_E, sizes_R = store.column(ITEM), targets.sizes_R
-    seen_T = np.zeros(len(targets.items_T), bool)
-    for first in range(0, len(users_R), _BLOCK):
-        rows = slice(first, first + _BLOCK)
-        stops, sizes = stop_R[rows], sizes_R[rows]
-        items_h = items_E[positions_of(store.offsets[users_R[rows]], stops)].astype(np.int64)
-        keys_h = np.repeat(np.arange(len(stops)), stops) * store.num_items + items_h
-        begin, end = targets.offsets_R1[first], targets.offsets_R1[first + len(stops)]
-        wanted = np.repeat(np.arange(len(sizes)), sizes) * store.num_items + targets.items_T[begin:end]
-        seen_T[begin:end] = np.isin(wanted, keys_h)
-    return seen_T
 
 
 def _fair_ndcg(

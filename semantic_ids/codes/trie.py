@@ -106,6 +106,13 @@ class CodeTrie:
         """
         return _open(Path(folder))
 
+    def leaf_of_items(self) -> Indices:
+        """[N] the leaf of each item, −1 of unknown ones."""
+        sizes = np.diff(self.leaf_offsets.expanded())
+        leaf_N = np.full(self.num_items, -1, np.int64)
+        leaf_N[self.leaf_items] = np.repeat(np.arange(len(sizes)), sizes)
+        return leaf_N
+
     def save(self, folder: Path) -> None:
         """Write the trie as NumPy files and `trie.json`, whole or not at all; equal tries give equal bytes."""
         arrays = dict(_flat(self))

@@ -143,11 +143,27 @@ def ranked_catalogue(
     Args:
         denied: item indices that nobody may be given.
     """
-    returnable_N = torch.tensor(codes.known_N)
+    return whole_catalogue(codes.training_plays_N, device, denied, known_N=codes.known_N)
+
+
+def whole_catalogue(
+    plays_N: npt.NDArray[np.int64],
+    device: torch.device,
+    denied: npt.NDArray[np.int64] | None = None,
+    *,
+    known_N: npt.NDArray[np.bool_] | None = None,
+) -> RankedCatalogue:
+    """All items of a store but those that nobody may be given.
+
+    Args:
+        plays_N: training plays, by which ties are broken.
+        denied: item indices.
+        known_N: the others are left out as well.
+    """
+    returnable_N = torch.ones(len(plays_N), dtype=torch.bool) if known_N is None else torch.tensor(known_N)
     if denied is not None:
         returnable_N[torch.from_numpy(denied)] = False
-    order = plays_order(torch.tensor(codes.training_plays_N), returnable_N)
-    return RankedCatalogue(order.to(device), len(codes.known_N))
+    return RankedCatalogue(plays_order(torch.tensor(plays_N), returnable_N).to(device), len(plays_N))
 
 
 def plays_order(training_plays_N: Tensor, returnable_N: Tensor) -> Tensor:

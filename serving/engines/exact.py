@@ -36,13 +36,7 @@ class ExactEngine:
         self.parents = [torch.from_numpy(trie.parents(level)).to(device) for level in levels]
         self.codes = [torch.from_numpy(codes.astype(np.int64)).to(device) for codes in trie.codes]
         self.child_offsets = [torch.from_numpy(offsets.expanded()) for offsets in trie.child_offsets]
-        leaf_sizes = torch.from_numpy(trie.leaf_offsets.expanded()).diff()
-        leaf_of = torch.repeat_interleave(torch.arange(len(leaf_sizes)), leaf_sizes)
-        column_of = catalogue.column_of_item.cpu()[torch.from_numpy(trie.leaf_items.astype(np.int64))]
-        returnable = column_of >= 0  # the others nobody may be given, and the catalogue has no column for them
-        leaf_of_column = torch.empty(catalogue.size, dtype=torch.int64)
-        leaf_of_column[column_of[returnable]] = leaf_of[returnable]
-        self.leaf_of_column = leaf_of_column.to(device)
+        self.leaf_of_column = torch.from_numpy(trie.leaf_of_items()).to(device)[catalogue.item_order]
 
     @torch.no_grad()
     def scores(self, hidden_BD: Tensor) -> Tensor:

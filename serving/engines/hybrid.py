@@ -58,10 +58,7 @@ class CodeScorer:
 
     def __init__(self, heads: CascadedHeads, trie: CodeTrie, catalogue: RankedCatalogue) -> None:
         self.heads, self.trie, self.catalogue = heads, trie, catalogue
-        leaf_sizes = np.diff(trie.leaf_offsets.expanded())
-        leaf_N = np.full(trie.num_items, -1, np.int64)
-        leaf_N[trie.leaf_items] = np.repeat(np.arange(len(leaf_sizes)), leaf_sizes)
-        self._leaf_n = leaf_N[catalogue.item_order.cpu().numpy()]
+        self._leaf_n = trie.leaf_of_items()[catalogue.item_order.cpu().numpy()]
         assert (self._leaf_n >= 0).all(), "an item without codes has no log-probability"
 
     @torch.no_grad()

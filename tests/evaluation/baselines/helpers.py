@@ -12,9 +12,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evaluation.baselines.lists import whole_catalogue
 from evaluation.baselines.training_log import TrainingLog
-from serving.engines.base import History, Query, RankedCatalogue
+from serving.engines.base import History, Query, RankedCatalogue, whole_catalogue
 
 DAY = 86_400
 CPU = torch.device("cpu")

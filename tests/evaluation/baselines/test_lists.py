@@ -13,8 +13,8 @@ from evaluation.baselines.lists import (
     best_of_all,
     best_of_scored,
     newest_items,
-    whole_catalogue,
 )
+from serving.engines.base import whole_catalogue
 from tests.evaluation.baselines.helpers import CPU, Drawn, drawn, query_of, same
 
 LENGTHS = st.integers(1, 12)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from data.event_store import EventStore
 from evaluation.guardrails.base import FAIL, INFO, PASS
-from evaluation.guardrails.chance import better_than_chance, exchange, places_in, rows_of, seen
+from evaluation.guardrails.chance import better_than_chance, exchange, places_in, rows_of
 from evaluation.guardrails.differences import Drawing
-from evaluation.requests import Requests, make_requests
+from evaluation.requests import Requests, make_requests, seen_targets
 from evaluation.results import EngineResult, Evaluation, Targets
 from tests.evaluation.helpers import make_store
 
@@ -67,7 +67,7 @@ def test_what_was_seen_is_found_as_item_by_item(tmp_path: Path) -> None:
     requests = make_requests(store, "test", 5, "next")
     other_R = exchange(requests.targets.users_R, 0)
     others = rows_of(requests.targets, other_R)
-    found = seen(store, requests.targets.users_R, requests.history_stop_R, others)
+    found = seen_targets(store, requests.targets.users_R, requests.history_stop_R, others)
     items = store.column("item")
     expected = [
         item in items[store.offsets[user] : store.offsets[user] + stop]

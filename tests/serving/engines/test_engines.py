@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evaluation.baselines.lists import FixedListEngine, whole_catalogue
+from evaluation.baselines.lists import FixedListEngine
 from semantic_ids.codes.trie import CodeTrie
-from serving.engines.base import Engine, RankedCatalogue, ranked_catalogue
+from serving.engines.base import Engine, RankedCatalogue, ranked_catalogue, whole_catalogue
 from serving.engines.beam import BeamEngine
 from serving.engines.decoded import FaissEngine
 from serving.engines.exact import ExactEngine
