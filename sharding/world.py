@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import secrets
 import time
@@ -77,6 +79,11 @@ def open_world() -> Iterator[World]:
         kept = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=START)
         store = store_of_this_start(kept, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    # Modules, which stand in cycles, hold the group after it is destroyed, and with it gloo's threads, which may still
+    # have a tensor to free: once the interpreter is being torn down, that aborts the process (pytorch issue 190489).
+    # Collected before that, the group waits for its threads.
+    atexit.unregister(gc.collect)
+    atexit.register(gc.collect)
     try:
         yield World(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device)
     finally:
