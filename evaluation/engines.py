@@ -55,8 +55,7 @@ def exact_engine(model: Any, store: EventStore, codes: CodeTable, world: World) 
         return lambda: _Items(model, codes, world, None).exact()
     catalogue, trie = ranked_catalogue(codes, world.device), CodeTrie.of(codes)
     kind = ExactEngine if store.num_items <= EXACT_ITEMS else BoundedEngine
-    engine = kind(head, trie, catalogue)  # reads the heads' parameters where they are
-    return lambda: engine
+    return lambda: kind(head, trie, catalogue)
 
 
 def build_engines(

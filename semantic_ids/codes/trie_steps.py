@@ -16,7 +16,7 @@ S continuations, ragged, or places in a user's row of them · P pairs of a user 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +63,8 @@ class _Table:
 
     child_MV: Tensor
     """-1 where the code does not follow."""
-    zero_or_inf_MV: Tensor
-    """What to add to the log-probability of a code: 0, or -inf where it does not follow."""
+    gain_MV: Tensor
+    """What to add to the log-probability of a code: the child's gain in promise, or -inf where it does not follow."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,23 @@ class TrieSteps:
     """A trie's arrays as tensors of one device, and the steps of constrained decoding on them.
 
     On the CPU the tensors share the trie's memory, mapped files included.
+
+    Args:
+        trie: whose steps they are.
+        device: where.
+        promises: [M_l] of every level: added to a beam's score for as long as it stands at that node, so that beams are
+            compared by what they may come to. Those of the last level are 0: whole tuples have the scores they have.
     """
 
-    def __init__(self, trie: CodeTrie, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, trie: CodeTrie, device: torch.device | str = "cpu", promises: Sequence[Tensor] | None = None
+    ) -> None:
         self.device = torch.device(device)
         self.num_levels, self.codes_per_level = trie.num_levels, trie.codes_per_level
         self._codes = [as_tensor(codes, np.int16, self.device) for codes in trie.codes]
         self._children = [Rows(offsets, self.device) for offsets in (*trie.child_offsets, trie.leaf_offsets)]
         self._leaf_items = as_tensor(trie.leaf_items, np.int32, self.device)
+        self._gains_M = [self._gains(level, promises) for level in range(self.num_levels)]
         self._tables = [self._table(level, offsets.rows) for level, offsets in enumerate(trie.child_offsets)]
 
     def start(self, num_users: int) -> Beams:
@@ -144,12 +153,13 @@ class TrieSteps:
     ) -> Beams:
         """The best `width` continuations of each user's beams, by the beam's score plus log_p of the code.
 
-        Of equal scores, those of lower nodes. A score of -inf is no continuation.
+        With promises, a score holds that of the node where its beam stands. Of equal scores, those of lower nodes. A
+        score of -inf is no continuation.
 
         Args:
             level: the level that the codes are of; 0 to begin with.
             nodes_Bb: nodes of level - 1; each user's ascend, with -1 at the end.
-            scores_Bb: sums of log-probabilities so far.
+            scores_Bb: of the step before.
             log_p: log-probabilities of this level's codes after beams, users' beams one after another.
             width: beams to keep.
             barred: nodes of this level that do not count.
@@ -160,6 +170,9 @@ class TrieSteps:
         nodes_T, V = nodes_Bb.flatten(), self.codes_per_level
         beams_S, nodes_S, codes_S = self._valid(level, nodes_T)
         scores_S = scores_Bb.flatten().index_select(0, beams_S)
+        gains_M = self._gains_M[level]
+        if gains_M is not None:
+            scores_S += gains_M.index_select(0, nodes_S)
         at_S = (beams_S if len(nodes_T) <= block else beams_S % block) * V + codes_S
         blocks = range(0, len(nodes_T), block)
         ends = torch.searchsorted(beams_S, torch.tensor([*blocks, len(nodes_T)], device=self.device)).tolist()
@@ -239,7 +252,7 @@ class TrieSteps:
         assert table is not None
         nodes_T = nodes_Bb.flatten()
         scores_TV = torch.where(nodes_T >= 0, nodes_T, len(table.child_MV) - 1)
-        scores_TV = table.zero_or_inf_MV.index_select(0, scores_TV)
+        scores_TV = table.gain_MV.index_select(0, scores_TV)
         for first in range(0, len(nodes_T), block):
             beams = slice(first, min(first + block, len(nodes_T)))
             scores_TV[beams] += log_p(beams.start, beams.stop).add_(scores_Bb.view(-1, 1)[beams])
@@ -254,6 +267,15 @@ class TrieSteps:
         nodes_Bw = table.child_MV[parents_Bw, codes_Bw].long().masked_fill_(empty_Bw, -1)
         return Beams(nodes_Bw, codes_Bw, came_from_Bw, kept_Bw)
 
+    def _gains(self, level: int, promises: Sequence[Tensor] | None) -> Tensor | None:
+        """By how much the promise of each node of a level [M_l] is above its parent's; None without promises."""
+        if promises is None:
+            return None
+        own_M = promises[level].to(self.device)
+        if level == 0:
+            return own_M
+        return own_M - promises[level - 1].to(self.device)[self.parents(level, torch.arange(len(own_M)))]
+
     def _table(self, level: int, num_parents: int) -> _Table | None:
         """A level's children by parent and code, where that is small enough."""
         if (num_parents + 1) * self.codes_per_level > _TABLE_ENTRIES:
@@ -261,7 +283,10 @@ class TrieSteps:
         child_MV = torch.full((num_parents + 1, self.codes_per_level), -1, dtype=torch.int32, device=self.device)
         parents, children, codes = self._valid(level, torch.arange(num_parents, device=self.device))
         child_MV[parents, codes] = children.int()
-        return _Table(child_MV, torch.where(child_MV < 0, -torch.inf, 0.0))
+        gain_MV = torch.full(child_MV.shape, -torch.inf, device=self.device)
+        gains_M = self._gains_M[level]
+        gain_MV[parents, codes] = 0.0 if gains_M is None else gains_M[children]
+        return _Table(child_MV, gain_MV)
 
     def _valid(self, level: int, nodes_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Position, child and code of all continuations."""

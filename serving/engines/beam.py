@@ -14,6 +14,7 @@ from semantic_ids.codes.trie import CodeTrie
 from semantic_ids.codes.trie_arrays import in_rows
 from semantic_ids.codes.trie_steps import Barred, Beams, LogProbabilities, TrieSteps
 from serving.engines.base import Query, RankedCatalogue
+from serving.engines.lookahead import LOOKAHEAD, best_completions
 from serving.engines.used_up import UsedUp
 
 WIDTH = 50
@@ -30,13 +31,16 @@ _CACHED_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 class BeamEngine:
-    """Keeps, level by level, the likeliest prefixes that lead to an item the user may be given.
+    """Keeps, level by level, the most promising prefixes that lead to an item the user may be given.
+
+    Promising is what is likely itself and, by what is reckoned beforehand, will be so when it is complete
+    (`serving.engines.lookahead`).
 
     A prefix below which there is nothing for a user, because every item was seen or is denied, is left out where it
     comes up, at whatever level, so beams are not spent on what must not be returned: w beams end at w tuples, each with
     at least one item for the user, and lists are full. An item's score is that of exact scoring,
     Σ_l log p(code_l | user, codes before l); what a search of w beams can miss is an item one of whose prefixes is not
-    among the w best of its level.
+    among the w most promising of its level.
 
     Args:
         heads: the model's.
@@ -44,6 +48,8 @@ class BeamEngine:
         catalogue: which items may be returned; orders those of equal scores.
         width: beams kept a user, w.
         deepest: longest list; longer ones are filled up with −1.
+        lookahead: share of its completion that a prefix is judged by as well, 0 … 1. Completions are those of the
+            heads as they are now.
     """
 
     name = "beam"
@@ -57,10 +63,13 @@ class BeamEngine:
         *,
         width: int = WIDTH,
         deepest: int = DEEPEST,
+        lookahead: float = LOOKAHEAD,
     ) -> None:
         self.heads, self.catalogue = heads, catalogue
         self.width, self.deepest = width, deepest
-        self.steps = TrieSteps(trie, catalogue.item_order.device)
+        device = catalogue.item_order.device
+        completions = best_completions(heads, trie, device) if lookahead else []
+        self.steps = TrieSteps(trie, device, [lookahead * completion_M for completion_M in completions] or None)
         self.used_up = UsedUp(self.steps, trie, catalogue)
 
     @torch.no_grad()

@@ -6,10 +6,14 @@ items.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.progress import Progress
 from model.heads import CascadedHeads
 from semantic_ids.codes.trie import CodeTrie
 from serving.engines.base import Query, RankedCatalogue
@@ -17,6 +21,53 @@ from serving.engines.base import Query, RankedCatalogue
 _BLOCK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Logits held at once, by kind of device: on the CPU a megabyte, so that a block is still in the cache when it is
 normalised; on a GPU many, so that its cores have work."""
+
+
+@dataclass(frozen=True)
+class TrieLevel:
+    """A level of the trie, whole."""
+
+    parents_M: Tensor
+    """The prefix of the level before that each one continues."""
+    codes_M: Tensor
+    """Its last code."""
+    child_offsets: Tensor
+    """In this level, of the prefixes of the level before; on the CPU."""
+
+
+def trie_levels(trie: CodeTrie, device: torch.device) -> Iterator[TrieLevel]:
+    """The levels, from the first."""
+    for level, (codes, offsets) in enumerate(zip(trie.codes, trie.child_offsets, strict=True)):
+        yield TrieLevel(
+            torch.from_numpy(trie.parents(level)).to(device),
+            torch.from_numpy(codes.astype(np.int64)).to(device),
+            torch.from_numpy(offsets.expanded()),
+        )
+
+
+@torch.no_grad()
+def code_log_probabilities(
+    heads: CascadedHeads, levels: Iterable[TrieLevel], x_BD: Tensor, progress: Progress | None = None
+) -> Iterator[Tensor]:
+    """Level by level, log p [B, M] of every prefix's last code after the codes before it.
+
+    Args:
+        progress: told how many prefixes have been continued.
+    """
+    prefixes_Ml = torch.empty(1, 0, dtype=torch.int64, device=x_BD.device)
+    block = max(1, _BLOCK_LOGITS[x_BD.device.type] // (max(1, len(x_BD)) * heads.codes))
+    for number, level in enumerate(levels):
+        parts = [x_BD.new_zeros(len(x_BD), 0)]
+        for first in range(0, len(prefixes_Ml), block):
+            prefixes_ml = prefixes_Ml[first : first + block]
+            log_p_BmV = torch.log_softmax(heads.all_pairs_logits(x_BD, prefixes_ml, number).float(), dim=-1)
+            begin, end = level.child_offsets[first], level.child_offsets[first + len(prefixes_ml)]
+            children = slice(int(begin), int(end))
+            parts.append(log_p_BmV[:, level.parents_M[children] - first, level.codes_M[children]])
+            if progress is not None:
+                progress.advance(len(prefixes_ml))
+        yield torch.cat(parts, dim=1)
+        prefixes_Ml = torch.cat([prefixes_Ml[level.parents_M], level.codes_M[:, None]], dim=1)
 
 
 class ExactEngine:
@@ -32,33 +83,17 @@ class ExactEngine:
     def __init__(self, heads: CascadedHeads, trie: CodeTrie, catalogue: RankedCatalogue) -> None:
         device = catalogue.item_order.device
         self.heads, self.catalogue = heads, catalogue
-        levels = range(trie.num_levels)
-        self.parents = [torch.from_numpy(trie.parents(level)).to(device) for level in levels]
-        self.codes = [torch.from_numpy(codes.astype(np.int64)).to(device) for codes in trie.codes]
-        self.child_offsets = [torch.from_numpy(offsets.expanded()) for offsets in trie.child_offsets]
+        self.levels = list(trie_levels(trie, device))
         self.leaf_of_column = torch.from_numpy(trie.leaf_of_items()).to(device)[catalogue.item_order]
 
     @torch.no_grad()
     def scores(self, hidden_BD: Tensor) -> Tensor:
         """Log-probability [B, n] of every item of the catalogue, in its order."""
         log_p_BM = hidden_BD.new_zeros(len(hidden_BD), 1)
-        prefixes_Ml = torch.empty(1, 0, dtype=torch.int64, device=hidden_BD.device)
-        for level, (parents, codes) in enumerate(zip(self.parents, self.codes, strict=True)):
-            log_p_BM = log_p_BM[:, parents] + self._level(hidden_BD, prefixes_Ml, level)
-            prefixes_Ml = torch.cat([prefixes_Ml[parents], codes[:, None]], dim=1)
+        of_codes = code_log_probabilities(self.heads, self.levels, hidden_BD)
+        for level, log_p_of_code_BM in zip(self.levels, of_codes, strict=True):
+            log_p_BM = log_p_BM[:, level.parents_M] + log_p_of_code_BM
         return log_p_BM[:, self.leaf_of_column]
-
-    def _level(self, hidden_BD: Tensor, prefixes_Ml: Tensor, level: int) -> Tensor:
-        """Log-probability [B, children] of each child of every prefix, given the prefix."""
-        block = max(1, _BLOCK_LOGITS[hidden_BD.device.type] // (len(hidden_BD) * self.heads.codes))
-        parts = []
-        for first in range(0, len(prefixes_Ml), block):
-            prefixes_ml = prefixes_Ml[first : first + block]
-            log_p_BmV = torch.log_softmax(self.heads.all_pairs_logits(hidden_BD, prefixes_ml, level).float(), dim=-1)
-            begin, end = self.child_offsets[level][first], self.child_offsets[level][first + len(prefixes_ml)]
-            children = slice(int(begin), int(end))
-            parts.append(log_p_BmV[:, self.parents[level][children] - first, self.codes[level][children]])
-        return torch.cat(parts, dim=1)
 
     @torch.no_grad()
     def retrieve(self, query: Query, k: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import semantic_ids.codes.trie_steps
 import serving.engines.beam
 from semantic_ids.codes.trie import CodeTrie
 from serving.engines.base import ranked_catalogue
@@ -55,8 +56,17 @@ def test_with_as_many_beams_as_tuples_it_is_exact_scoring(case: Case, k: int, de
     assert torch.equal(items[alone], expected_items[alone])
 
 
-def searched(case: Case, user: int, width: int, denied: list[int]) -> list[tuple[float, int]]:
-    """(score, item) of all items at the ends of the best prefixes, in plain loops."""
+def promised(case: Case, prefix: tuple[int, ...]) -> float:
+    """Of the known items with a prefix, the most that the other codes give a user of whom nothing is known."""
+    nobody = torch.zeros_like(case.hidden_BD[0])
+    codes_nC = case.table.codes_NC[case.known]
+    below_nC = codes_nC[(codes_nC[:, : len(prefix)] == prefix).all(1)]
+    so_far = log_probability(case.heads, nobody, np.array(prefix))
+    return max(log_probability(case.heads, nobody, codes) for codes in below_nC) - so_far
+
+
+def searched(case: Case, user: int, width: int, denied: list[int], lookahead: float) -> list[tuple[float, int]]:
+    """(score, item) of all items at the ends of the most promising prefixes, in plain loops."""
     barred = {*case.seen[user], *denied}
     codes, left = case.table.codes_NC, [item for item in case.known if item not in barred]
     beams: list[tuple[int, ...]] = [()]
@@ -64,25 +74,59 @@ def searched(case: Case, user: int, width: int, denied: list[int]) -> list[tuple
         longer = {tuple(codes[item, : level + 1].tolist()) for item in left}
         longer = {prefix for prefix in longer if prefix[:-1] in beams}
         score = {prefix: log_probability(case.heads, case.hidden_BD[user], np.array(prefix)) for prefix in longer}
+        if lookahead:
+            score = {prefix: own + lookahead * promised(case, prefix) for prefix, own in score.items()}
         beams = sorted(longer, key=lambda prefix: -score[prefix])[:width]
     ends = {beam: log_probability(case.heads, case.hidden_BD[user], np.array(beam)) for beam in beams}
     return [(ends[tuple(codes[item].tolist())], item) for item in left if tuple(codes[item].tolist()) in ends]
 
 
+@pytest.mark.parametrize("tables", [True, False])
+@pytest.mark.parametrize("lookahead", [0.0, 0.75])
 @pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("width", [1, 3, 20])
-def test_a_narrow_search_is_the_obvious_one(width: int, share: float) -> None:
+def test_a_narrow_search_is_the_obvious_one(
+    width: int, share: float, lookahead: float, tables: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With items that nobody may be given too: no beam ends at one, and none is spent on the way to it."""
-    case = larger_case(seed=width)
+    if not tables:
+        monkeypatch.setattr(semantic_ids.codes.trie_steps, "_TABLE_ENTRIES", 0)
+    case = larger_case(seed=width, users=4)
     k, denied = width, denied_of(case, share, width)
-    catalogue = ranked_catalogue(case.table, CPU, denied)
-    items, scores = BeamEngine(case.heads, CodeTrie.of(case.table), catalogue, width=width).retrieve(case.query, k)
+    engine = BeamEngine(
+        case.heads,
+        CodeTrie.of(case.table),
+        ranked_catalogue(case.table, CPU, denied),
+        width=width,
+        lookahead=lookahead,
+    )
+    items, scores = engine.retrieve(case.query, k)
     for user in range(len(case.seen)):
-        expected = searched(case, user, width, denied.tolist())
+        expected = searched(case, user, width, denied.tolist(), lookahead)
         best = sorted((score for score, _ in expected), reverse=True)[:k]
         expected_scores = torch.tensor(best, dtype=torch.float64)
         torch.testing.assert_close(scores[user, : len(best)].double(), expected_scores, rtol=1e-5, atol=1e-5)
         assert set(items[user].tolist()) - {-1} <= {item for _, item in expected}
+
+
+def test_looking_ahead_finds_an_item_that_many_others_hide() -> None:
+    """Of two first codes one is likelier, but 30 items share it; the other is one item's alone."""
+    codes_NC = np.concatenate([np.stack([np.ones(30), np.arange(30)], axis=1).astype(int), [[2, 5]]])
+    users_BD = hidden(3)
+    users_BD[:, 0] = 0.0
+    case = Case(code_table(codes_NC, 30), make_heads(2, 30), users_BD, [[], [], []])
+    with torch.no_grad():
+        for parameter in case.heads.parameters():
+            parameter.zero_()
+        case.heads.bias_CV[0, 1], case.heads.bias_CV[0, 2] = 10.0, 9.0
+        assert case.heads.shift is not None
+        case.heads.shift[2, 0], case.heads.weight_CVD[1, 5, 0] = 1.0, 10.0  # after code 2 the second code is 5
+    catalogue, trie = ranked_catalogue(case.table, CPU), CodeTrie.of(case.table)
+    exact, _ = ExactEngine(case.heads, trie, catalogue).retrieve(case.query, 1)
+    assert exact.flatten().tolist() == [30, 30, 30]
+    for lookahead, found in ((0.0, False), (0.75, True)):
+        items, _ = BeamEngine(case.heads, trie, catalogue, width=1, lookahead=lookahead).retrieve(case.query, 1)
+        assert torch.equal(items, exact) == found
 
 
 def test_a_user_who_has_seen_all_of_the_best_prefixes_gets_a_full_list() -> None:
