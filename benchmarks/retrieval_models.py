@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,11 @@ from model.heads import CascadedHeads
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.code_table_files import Manifest
 from semantic_ids.codes.trie import CodeTrie
+from semantic_ids.codes.trie_steps import TrieSteps
 from semantic_ids.quantizers.residual_kmeans import fit_residual_kmeans
 from serving.checkpoints.model import find_chain, load_model, run_storage
 from serving.engines.base import Query, RankedCatalogue, ranked_catalogue
+from serving.engines.lookahead import steps_looking_ahead
 from sharding.world import open_world
 
 WIDTH = 64
@@ -60,6 +63,11 @@ class Served:
     seen_BX: Tensor
     """Items that must not be returned, as many for each user."""
 
+    @cached_property
+    def steps(self) -> TrieSteps:
+        """That look ahead, for all engines."""
+        return steps_looking_ahead(self.heads, self.trie, self.hidden_BD.device)
+
     def first(self, users: int) -> Served:
         """Asked for fewer users."""
         return dataclasses.replace(self, hidden_BD=self.hidden_BD[:users], seen_BX=self.seen_BX[:users])
@@ -83,8 +91,8 @@ def served(about: str, heads: CascadedHeads, table: CodeTable, hidden_BD: Tensor
 def grown(made: Served, items: int, width: int) -> Served:
     """The same heads and users before a larger catalogue: items that are there, and others made of their parts.
 
-    A new item has the first half of one item's codes and the second half of another's, the more played ones oftener:
-    prefixes are as bushy as they are, deep ones as thin. Two new items may share a tuple, as items do.
+    A new item begins with 1 … C − 1 codes of one item and ends with another's, all items and lengths alike: it comes
+    where items are, makes short prefixes bushier and adds longer ones. Two new items may share a tuple, as items do.
 
     Args:
         items: of the larger catalogue.
@@ -92,10 +100,10 @@ def grown(made: Served, items: int, width: int) -> Served:
     """
     random = np.random.default_rng(0)
     table, known = made.table, np.flatnonzero(made.table.known_N)
-    half, more = made.table.num_levels // 2, items - len(known)
-    weights = table.training_plays_N[known] + 1.0
-    first, second = (random.choice(known, more, p=weights / weights.sum()) for _ in range(2))
-    joined_NC = np.concatenate([table.codes_NC[first, :half], table.codes_NC[second, half:]], axis=1)
+    more = items - len(known)
+    begin, end = (table.codes_NC[random.choice(known, more)] for _ in range(2))
+    length_n = random.integers(1, table.num_levels, more)
+    joined_NC = np.where(np.arange(table.num_levels) < length_n[:, None], begin, end)
     codes_NC = np.concatenate([table.codes_NC[known], joined_NC])
     plays_N = np.concatenate([table.training_plays_N[known], np.zeros(more, np.int64)])
     rows_Rd = table.codebooks_CVd.reshape(-1, table.codebooks_CVd.shape[2])

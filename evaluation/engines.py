@@ -22,6 +22,7 @@ from evaluation.results import Ints
 from model.heads import CascadedHeads
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.trie import CodeTrie
+from semantic_ids.codes.trie_steps import TrieSteps
 from serving.checkpoints.model import item_matrix
 from serving.engines.base import Engine, RankedCatalogue, ranked_catalogue, whole_catalogue
 from serving.engines.beam import BeamEngine
@@ -31,6 +32,7 @@ from serving.engines.exact import ExactEngine
 from serving.engines.faiss_indexes import IndexConfig
 from serving.engines.hybrid import CodeScorer, HybridEngine, ItemScorer
 from serving.engines.item_vectors import ItemExactEngine, ItemFaissEngine
+from serving.engines.lookahead import steps_looking_ahead
 from sharding.world import World
 
 EXACT_ITEMS = 100_000
@@ -112,15 +114,20 @@ class _Codes:
     def catalogue(self) -> RankedCatalogue:
         return ranked_catalogue(self.codes, self.world.device, self.denied)
 
+    @cached_property
+    def steps(self) -> TrieSteps:
+        return steps_looking_ahead(self.heads, self.trie, self.world.device)
+
     def exact(self) -> Engine:
         return ExactEngine(self.heads, self.trie, self.catalogue)
 
     def bounded(self) -> Engine:
-        return BoundedEngine(self.heads, self.trie, self.catalogue, width=self.config.beams)
+        beams = self.config.beams
+        return BoundedEngine(self.heads, self.trie, self.catalogue, width=beams, steps=self.steps)
 
     def beam(self) -> Engine:
         beams = self.config.beams
-        return BeamEngine(self.heads, self.trie, self.catalogue, width=beams, deepest=beams)
+        return BeamEngine(self.heads, self.trie, self.catalogue, width=beams, deepest=beams, steps=self.steps)
 
     def near(self, kind: str) -> Engine:
         return _told(FaissEngine(self.heads, self.codes, self.catalogue, index=_index(self.config, kind)))

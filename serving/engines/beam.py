@@ -14,7 +14,7 @@ from semantic_ids.codes.trie import CodeTrie
 from semantic_ids.codes.trie_arrays import in_rows
 from semantic_ids.codes.trie_steps import Barred, Beams, LogProbabilities, TrieSteps
 from serving.engines.base import Query, RankedCatalogue
-from serving.engines.lookahead import LOOKAHEAD, best_completions
+from serving.engines.lookahead import steps_looking_ahead
 from serving.engines.used_up import UsedUp
 
 WIDTH = 50
@@ -48,8 +48,7 @@ class BeamEngine:
         catalogue: which items may be returned; orders those of equal scores.
         width: beams kept a user, w.
         deepest: longest list; longer ones are filled up with −1.
-        lookahead: share of its completion that a prefix is judged by as well, 0 … 1. Completions are those of the
-            heads as they are now.
+        steps: down the trie, and what its prefixes promise; made if not given. They may serve several engines.
     """
 
     name = "beam"
@@ -63,13 +62,11 @@ class BeamEngine:
         *,
         width: int = WIDTH,
         deepest: int = DEEPEST,
-        lookahead: float = LOOKAHEAD,
+        steps: TrieSteps | None = None,
     ) -> None:
         self.heads, self.catalogue = heads, catalogue
         self.width, self.deepest = width, deepest
-        device = catalogue.item_order.device
-        completions = best_completions(heads, trie, device) if lookahead else []
-        self.steps = TrieSteps(trie, device, [lookahead * completion_M for completion_M in completions] or None)
+        self.steps = steps or steps_looking_ahead(heads, trie, catalogue.item_order.device)
         self.used_up = UsedUp(self.steps, trie, catalogue)
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor
 from model.heads import CascadedHeads
 from semantic_ids.codes.trie import CodeTrie
 from semantic_ids.codes.trie_arrays import in_rows
-from semantic_ids.codes.trie_steps import Barred
+from semantic_ids.codes.trie_steps import Barred, TrieSteps
 from serving.engines.base import Query, RankedCatalogue
 from serving.engines.beam import BeamEngine, log_probabilities, unfiltered
 
@@ -80,6 +80,7 @@ class BoundedEngine:
         catalogue: which items may be returned; orders those of equal scores.
         width: beams of the search that finds the thresholds.
         frontier: prefixes followed for one user at most.
+        steps: as of `BeamEngine`.
 
     Attributes:
         users: how many have been asked for.
@@ -98,8 +99,9 @@ class BoundedEngine:
         *,
         width: int = WIDTH,
         frontier: int = FRONTIER,
+        steps: TrieSteps | None = None,
     ) -> None:
-        self.beam = BeamEngine(heads, trie, catalogue, width=width)
+        self.beam = BeamEngine(heads, trie, catalogue, width=width, steps=steps)
         self.heads, self.catalogue, self.steps, self.frontier = heads, catalogue, self.beam.steps, frontier
         self.trie_prefixes = 1 + sum(self.steps.num_nodes(level) for level in range(self.steps.num_levels - 1))
         self.users = self.unproven_users = self.prefixes = 0

@@ -18,6 +18,7 @@ from common.faults import is_main_rank
 from common.progress import Progress
 from model.heads import CascadedHeads
 from semantic_ids.codes.trie import CodeTrie
+from semantic_ids.codes.trie_steps import TrieSteps
 from serving.engines.exact import code_log_probabilities, trie_levels
 
 LOOKAHEAD = 0.75
@@ -25,6 +26,21 @@ LOOKAHEAD = 0.75
 
 _UNSAID = 1 << 20
 """Prefixes that are gone through without a word: a second or so."""
+
+
+def steps_looking_ahead(
+    heads: CascadedHeads, trie: CodeTrie, device: torch.device, share: float = LOOKAHEAD
+) -> TrieSteps:
+    """Steps down a trie by which prefixes promise a share of their completions.
+
+    Completions are those of the heads as they are now: make steps anew when the heads have learnt.
+
+    Args:
+        share: 0 … 1; with 0 prefixes are compared as they are.
+    """
+    if not share:
+        return TrieSteps(trie, device)
+    return TrieSteps(trie, device, [share * best_M for best_M in best_completions(heads, trie, device)])
 
 
 def best_completions(heads: CascadedHeads, trie: CodeTrie, device: torch.device) -> list[Tensor]:

@@ -17,6 +17,7 @@ from semantic_ids.codes.trie import CodeTrie
 from serving.engines.base import ranked_catalogue
 from serving.engines.beam import BeamEngine
 from serving.engines.exact import ExactEngine
+from serving.engines.lookahead import steps_looking_ahead
 from tests.serving.engines.helpers import Case, cases, code_table, hidden, log_probability, make_heads, query_of
 
 CPU = torch.device("cpu")
@@ -93,13 +94,9 @@ def test_a_narrow_search_is_the_obvious_one(
         monkeypatch.setattr(semantic_ids.codes.trie_steps, "_TABLE_ENTRIES", 0)
     case = larger_case(seed=width, users=4)
     k, denied = width, denied_of(case, share, width)
-    engine = BeamEngine(
-        case.heads,
-        CodeTrie.of(case.table),
-        ranked_catalogue(case.table, CPU, denied),
-        width=width,
-        lookahead=lookahead,
-    )
+    trie, catalogue = CodeTrie.of(case.table), ranked_catalogue(case.table, CPU, denied)
+    steps = steps_looking_ahead(case.heads, trie, CPU, lookahead)
+    engine = BeamEngine(case.heads, trie, catalogue, width=width, steps=steps)
     items, scores = engine.retrieve(case.query, k)
     for user in range(len(case.seen)):
         expected = searched(case, user, width, denied.tolist(), lookahead)
@@ -125,7 +122,8 @@ def test_looking_ahead_finds_an_item_that_many_others_hide() -> None:
     exact, _ = ExactEngine(case.heads, trie, catalogue).retrieve(case.query, 1)
     assert exact.flatten().tolist() == [30, 30, 30]
     for lookahead, found in ((0.0, False), (0.75, True)):
-        items, _ = BeamEngine(case.heads, trie, catalogue, width=1, lookahead=lookahead).retrieve(case.query, 1)
+        steps = steps_looking_ahead(case.heads, trie, CPU, lookahead)
+        items, _ = BeamEngine(case.heads, trie, catalogue, width=1, steps=steps).retrieve(case.query, 1)
         assert torch.equal(items, exact) == found
 
 
