@@ -274,7 +274,8 @@ class TrieSteps:
         own_M = promises[level].to(self.device)
         if level == 0:
             return own_M
-        return own_M - promises[level - 1].to(self.device)[self.parents(level, torch.arange(len(own_M)))]
+        parents_M = self.parents(level, torch.arange(len(own_M), device=self.device))
+        return own_M - promises[level - 1].to(self.device)[parents_M]
 
     def _table(self, level: int, num_parents: int) -> _Table | None:
         """A level's children by parent and code, where that is small enough."""
