@@ -278,8 +278,9 @@ def _report_gap(finals: Sequence[Job], findings: harness.Findings) -> None:
     findings.add(
         "Codes beside item ids",
         f"{METRIC} of test events by {PLAYS}, mean over seeds.\n\n{table([PLAYS, *by_plays], rows)}\n\n"
-        f"The likeliest code is the right one, given the codes before it, in {', '.join(f'{one:.1%}' for one in right)} "
-        "of the levels' cases. What was tried to close the gap stands in docs/log.md.",
+        "Given the codes before it, the likeliest code of a level is the right one in "
+        f"{', '.join(f'{one:.1%}' for one in right)} of the cases. What was tried to close the gap stands in "
+        "docs/log.md.",
     )
 
 
