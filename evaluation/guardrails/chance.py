@@ -34,9 +34,6 @@ EXCHANGES = 5
 MOST_REQUESTS = 20_000
 """Requests that are looked at: differences that these do not show are of no account."""
 
-_BLOCK = 1024
-"""Requests whose whole histories are held at once."""
-
 Bools = npt.NDArray[np.bool_]
 
 

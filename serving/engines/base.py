@@ -16,6 +16,10 @@ from torch import Tensor
 
 from semantic_ids.codes.code_table import CodeTable
 
+CACHED_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Logits held at once, by kind of device: on the CPU a megabyte, so that a block is still in the cache when it is
+normalised and read; on a GPU many, so that its cores have work."""
+
 
 @dataclass(frozen=True)
 class History:

@@ -13,7 +13,7 @@ from model.heads import CascadedHeads
 from semantic_ids.codes.trie import CodeTrie
 from semantic_ids.codes.trie_arrays import in_rows
 from semantic_ids.codes.trie_steps import Barred, Beams, LogProbabilities, TrieSteps
-from serving.engines.base import Query, RankedCatalogue
+from serving.engines.base import CACHED_LOGITS, Query, RankedCatalogue
 from serving.engines.lookahead import steps_looking_ahead
 from serving.engines.used_up import UsedUp
 
@@ -25,9 +25,6 @@ DEEPEST = 1000
 
 _BLOCK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}
 """Scores of continuations held at once, by kind of device: these users are searched for together."""
-
-_CACHED_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Logits held at once: on the CPU a megabyte, so that a block is still in the cache when it is normalised and read."""
 
 
 class BeamEngine:
@@ -105,7 +102,7 @@ class BeamEngine:
         num_users = len(hidden_BD)
         rows_B1 = torch.arange(num_users, device=hidden_BD.device)[:, None]
         beams, prefixes = self.steps.start(num_users), self.heads.empty_prefixes(hidden_BD)
-        block = max(1, _CACHED_LOGITS[hidden_BD.device.type] // self.heads.codes)
+        block = max(1, CACHED_LOGITS[hidden_BD.device.type] // self.heads.codes)
         for level in range(self.steps.num_levels):
             num_beams = beams.nodes_Bw.size(1)
             state_TD = prefixes.state(hidden_BD)

@@ -19,7 +19,7 @@ from model.heads import CascadedHeads
 from semantic_ids.codes.trie import CodeTrie
 from semantic_ids.codes.trie_arrays import in_rows
 from semantic_ids.codes.trie_steps import Barred, TrieSteps
-from serving.engines.base import Query, RankedCatalogue
+from serving.engines.base import CACHED_LOGITS, Query, RankedCatalogue
 from serving.engines.beam import BeamEngine, log_probabilities, unfiltered
 
 WIDTH = 200
@@ -33,9 +33,6 @@ _BLOCK = {"cpu": 1 << 12, "cuda": 1 << 16}
 
 _BLOCK_A_USER = 16
 """For each user at most: in smaller blocks, the first items are found sooner, and rule out more of what waits."""
-
-_CACHED_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""As in `beam`."""
 
 _SLACK = 1e-4
 """Nats below the threshold that are followed all the same: two ways to the same score differ by their rounding."""
@@ -168,7 +165,7 @@ class BoundedEngine:
         self, hidden_BD: Tensor, threshold_B: Tensor, prefixes: _Prefixes, level: int, barred: Barred
     ) -> _Prefixes:
         """The continuations of prefixes that are not ruled out."""
-        cached = max(1, _CACHED_LOGITS[hidden_BD.device.type] // self.heads.codes)
+        cached = max(1, CACHED_LOGITS[hidden_BD.device.type] // self.heads.codes)
         *_, state_SD = self.heads.states(hidden_BD[prefixes.users_S], prefixes.codes_Sl)
         log_p = log_probabilities(self.heads, state_SD, level, cached)
         found = []

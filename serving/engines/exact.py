@@ -6,7 +6,7 @@ items.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,7 @@ from torch import Tensor
 from common.progress import Progress
 from model.heads import CascadedHeads
 from semantic_ids.codes.trie import CodeTrie
-from serving.engines.base import Query, RankedCatalogue
-
-_BLOCK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Logits held at once, by kind of device: on the CPU a megabyte, so that a block is still in the cache when it is
-normalised; on a GPU many, so that its cores have work."""
+from serving.engines.base import CACHED_LOGITS, Query, RankedCatalogue
 
 
 @dataclass(frozen=True)
@@ -35,19 +31,21 @@ class TrieLevel:
     """In this level, of the prefixes of the level before; on the CPU."""
 
 
-def trie_levels(trie: CodeTrie, device: torch.device) -> Iterator[TrieLevel]:
+def trie_levels(trie: CodeTrie, device: torch.device) -> list[TrieLevel]:
     """The levels, from the first."""
-    for level, (codes, offsets) in enumerate(zip(trie.codes, trie.child_offsets, strict=True)):
-        yield TrieLevel(
+    return [
+        TrieLevel(
             torch.from_numpy(trie.parents(level)).to(device),
             torch.from_numpy(codes.astype(np.int64)).to(device),
             torch.from_numpy(offsets.expanded()),
         )
+        for level, (codes, offsets) in enumerate(zip(trie.codes, trie.child_offsets, strict=True))
+    ]
 
 
 @torch.no_grad()
 def code_log_probabilities(
-    heads: CascadedHeads, levels: Iterable[TrieLevel], x_BD: Tensor, progress: Progress | None = None
+    heads: CascadedHeads, levels: Sequence[TrieLevel], x_BD: Tensor, progress: Progress | None = None
 ) -> Iterator[Tensor]:
     """Level by level, log p [B, M] of every prefix's last code after the codes before it.
 
@@ -55,7 +53,7 @@ def code_log_probabilities(
         progress: told how many prefixes have been continued.
     """
     prefixes_Ml = torch.empty(1, 0, dtype=torch.int64, device=x_BD.device)
-    block = max(1, _BLOCK_LOGITS[x_BD.device.type] // (max(1, len(x_BD)) * heads.codes))
+    block = max(1, CACHED_LOGITS[x_BD.device.type] // (max(1, len(x_BD)) * heads.codes))
     for number, level in enumerate(levels):
         parts = [x_BD.new_zeros(len(x_BD), 0)]
         for first in range(0, len(prefixes_Ml), block):
@@ -83,7 +81,7 @@ class ExactEngine:
     def __init__(self, heads: CascadedHeads, trie: CodeTrie, catalogue: RankedCatalogue) -> None:
         device = catalogue.item_order.device
         self.heads, self.catalogue = heads, catalogue
-        self.levels = list(trie_levels(trie, device))
+        self.levels = trie_levels(trie, device)
         self.leaf_of_column = torch.from_numpy(trie.leaf_of_items()).to(device)[catalogue.item_order]
 
     @torch.no_grad()

@@ -49,7 +49,7 @@ def best_completions(heads: CascadedHeads, trie: CodeTrie, device: torch.device)
     Nothing known is x = 0: what the heads have learnt of codes after codes is all that counts. Takes as long as scoring
     the catalogue exactly for one user, and 4 bytes a prefix. Of the last level, whose prefixes are whole, all are 0.
     """
-    levels = list(trie_levels(trie, device))
+    levels = trie_levels(trie, device)
     nobody_1D = torch.zeros(1, heads.weight_CVD.size(2), dtype=heads.weight_CVD.dtype, device=device)
     prefixes = 1 + sum(len(level.codes_M) for level in levels[:-1])
     quiet = prefixes < _UNSAID or not is_main_rank()

@@ -160,7 +160,7 @@ def test_blocks_of_users_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         assert torch.equal(items, whole[0])
         torch.testing.assert_close(scores, whole[1])
     for logits in (1, 12, 5 * 12):
-        monkeypatch.setitem(serving.engines.beam._CACHED_LOGITS, "cpu", logits)
+        monkeypatch.setitem(serving.engines.beam.CACHED_LOGITS, "cpu", logits)
         items, scores = engine_of(case, width=5).retrieve(case.query, 8)
         assert torch.equal(items, whole[0])
         torch.testing.assert_close(scores, whole[1])

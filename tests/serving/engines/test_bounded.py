@@ -34,7 +34,7 @@ def both(case: Case, k: int, denied: list[int], width: int, block: int) -> tuple
     engine = BoundedEngine(case.heads, trie, catalogue, width=width)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(serving.engines.bounded._BLOCK, "cpu", block)
-        patch.setitem(serving.engines.bounded._CACHED_LOGITS, "cpu", 3 * case.heads.codes)
+        patch.setitem(serving.engines.bounded.CACHED_LOGITS, "cpu", 3 * case.heads.codes)
         items, scores = engine.retrieve(case.query, k)
     torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-5)
     return engine, items, expected_items

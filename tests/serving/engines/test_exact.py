@@ -41,7 +41,7 @@ def test_blocks_of_prefixes_change_nothing(users: int, monkeypatch: pytest.Monke
     engine = engine_of(case)
     whole = engine.scores(case.hidden_BD)
     for logits in (1, users * 8 * 3, users * 8 * 64):
-        monkeypatch.setitem(serving.engines.exact._BLOCK_LOGITS, "cpu", logits)
+        monkeypatch.setitem(serving.engines.exact.CACHED_LOGITS, "cpu", logits)
         torch.testing.assert_close(engine.scores(case.hidden_BD), whole)
 
 
