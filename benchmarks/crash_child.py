@@ -39,8 +39,10 @@ IDLE, FILES, MANIFEST, TIDYING = range(4)
 """What its checkpoint's thread does: writes its files, has them written but no manifest yet, or has that too."""
 
 MAX_RANKS = 2
-STEP, PLACE, WRITE, WRITES, RESUMED = range(5)
-_FIELDS = 5
+STEP, PLACE, WRITE, WRITES, RESUMED, HELD_WRITES, HELD_MOMENT = range(7)
+_FIELDS = 7
+_HOLD_S = 0.5
+"""How long a rank stops at the moment that it is to be killed in; ranks that are not killed go on then."""
 
 
 class Board:
@@ -136,15 +138,26 @@ def fork(work: Callable[[], int], log: Path) -> int:
         os._exit(status)
 
 
-def start(keys: Sequence[str], ranks: int, board: Board, state: Path, log: Path, *, alter: bool = False) -> Attempt:
+def start(
+    keys: Sequence[str],
+    ranks: int,
+    board: Board,
+    state: Path,
+    log: Path,
+    *,
+    hold: tuple[int, int] | None = None,
+    alter: bool = False,
+) -> Attempt:
     """Begin or go on with a training.
 
     Args:
         keys: of `trainer.train`.
         state: folder where each rank that reaches the end leaves all that it holds in memory, `RANK.safetensors`.
+        hold: which checkpoint's writing stops for a while, and at which of its moments.
         alter: move one number of one table by the least amount after resuming, which must not go unnoticed.
     """
     board.clear()
+    board.facts[:, [HELD_WRITES, HELD_MOMENT]] = hold or (0, IDLE)
     port = _free_port()
 
     def enter(rank: int) -> int:
@@ -186,9 +199,11 @@ def _take_notes(facts: Any, state: Path, *, alter: bool) -> None:
         @functools.wraps(method)
         def noted(*given: Any, **named: Any) -> Any:
             facts[column] = inside
+            _hold(facts, column)
             result = method(*given, **named)
             if after is not None:
                 facts[column] = after
+                _hold(facts, column)
             return result
 
         setattr(owner, name, noted)
@@ -205,17 +220,24 @@ def _take_notes(facts: Any, state: Path, *, alter: bool) -> None:
         _alter_after_resuming()
 
 
+def _hold(facts: Any, column: int) -> None:
+    """Stop here if this is the moment that a kill is aimed at, the once."""
+    if column == WRITE and facts[HELD_MOMENT] == facts[WRITE] and facts[HELD_WRITES] == facts[WRITES]:
+        facts[HELD_MOMENT] = -1
+        time.sleep(_HOLD_S)
+
+
 def _count(facts: Any) -> None:
-    step, begin, resume = loop.Trainer._step, Checkpointer.begin, vars(train)["resume"]
+    step, write, resume = loop.Trainer._step, writing.Writing.run, vars(train)["resume"]
 
     def counted_step(self: loop.Trainer, stream: Any, progress: loop.Progress) -> bool:
         more = step(self, stream, progress)
         facts[STEP] = progress.step
         return more
 
-    def counted_begin(self: Checkpointer, *given: Any) -> None:
-        begin(self, *given)
+    def counted_write(self: writing.Writing) -> writing.Outcome:
         facts[WRITES] += 1
+        return write(self)
 
     def noted_resume(*given: Any) -> loop.Progress:
         progress: loop.Progress = resume(*given)
@@ -224,7 +246,7 @@ def _count(facts: Any) -> None:
 
     vars(train)["resume"] = noted_resume
     setattr(loop.Trainer, "_step", counted_step)  # noqa: B010 — mypy lets no method be assigned
-    setattr(Checkpointer, "begin", counted_begin)  # noqa: B010
+    setattr(writing.Writing, "run", counted_write)  # noqa: B010
 
 
 def _keep_state(facts: Any, state: Path) -> None:

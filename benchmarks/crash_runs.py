@@ -42,6 +42,7 @@ class Strike:
         writes: of the checkpoints of the attempt, which one to wait for.
         moment: what its thread is to be doing.
         delay: seconds from then on.
+        held: whether the ranks stop at that moment, so that the blow cannot come too late.
     """
 
     ranks: list[int]
@@ -49,19 +50,18 @@ class Strike:
     writes: int = 0
     moment: int = IDLE
     delay: float = 0.0
+    held: bool = False
 
     @classmethod
-    def draw(
-        cls, chance: random.Random, size: int, expected_seconds: float, expected_writes: int, *, aimed: bool
-    ) -> Strike:
-        """At any time of an attempt, or aimed at one of its writings."""
+    def draw(cls, chance: random.Random, size: int, expected_seconds: float, expected_writes: int, turn: int) -> Strike:
+        """By turns: at any time of an attempt, or aimed at one of its writings, which is held every other time."""
         ranks = chance.choice([[0], [1], [0, 1]]) if size == 2 else [0]
-        if expected_writes < 1 or not aimed:
+        if expected_writes < 1 or turn % 2 == 0:
             return cls(ranks, seconds=chance.uniform(0, expected_seconds))
-        moment = chance.choice([FILES, MANIFEST, TIDYING])
-        return cls(
-            ranks, None, chance.randint(1, expected_writes), moment, chance.choice([0.0, chance.uniform(0, 4e-3)])
-        )
+        write, moment = chance.randint(1, expected_writes), chance.choice([FILES, MANIFEST, TIDYING])
+        if turn % 4 == 1:
+            return cls(ranks, None, write, moment, held=True)
+        return cls(ranks, None, write, moment, chance.choice([0.0, chance.uniform(0, 4e-3)]))
 
     def wait(self, attempt: Attempt, board: Board) -> bool:
         """Sleep until the instant has come; False if a process ended first."""
@@ -74,12 +74,12 @@ class Strike:
 
     def _wait_for_write(self, attempt: Attempt, board: Board) -> bool:
         """A moment may be over between two looks; what is later will do."""
-        turns = 0
-        while board.writes(0) < self.writes or board.write(0) < self.moment:
+        turns, rank = 0, self.ranks[0]
+        while board.writes(rank) < self.writes or board.write(rank) < self.moment:
             turns += 1
             if turns % 50 == 0 and len(attempt.running) < len(attempt.processes):
                 return False
-            if board.writes(0) > self.writes:
+            if board.writes(rank) > self.writes:
                 return True
             time.sleep(1e-4)
         return True
@@ -127,7 +127,7 @@ class Job:
         seconds: that it takes.
         setup: of these, before the first step.
         steps: that it has.
-        aims: whether its next kill is aimed: by turns, so that each kind is half of them.
+        turn: of its next kill, see `Strike.draw`.
     """
 
     keys: list[str]
@@ -136,19 +136,20 @@ class Job:
     seconds: float = 0.0
     setup: float = 0.0
     steps: int = 0
-    aims: bool = False
+    turn: int = 0
 
     @property
     def reference(self) -> Path:
         """Folder of the uninterrupted run."""
         return self.folder / f"whole-{self.size}"
 
-    def start(self, run: Path, board: Board, *, alter: bool = False) -> Attempt:
+    def start(self, run: Path, board: Board, hold: tuple[int, int] | None = None, *, alter: bool = False) -> Attempt:
         """Begin, or go on with, the training in a folder."""
         state = run.with_name(f"{run.name}-state")
         state.mkdir(parents=True, exist_ok=True)
         keys = [*self.keys, f"run={run}", "resume=auto"]
-        return crash_child.start(keys, self.size, board, state, run.with_name(f"{run.name}.log"), alter=alter)
+        log = run.with_name(f"{run.name}.log")
+        return crash_child.start(keys, self.size, board, state, log, hold=hold, alter=alter)
 
     def run_whole(self, board: Board) -> None:
         """The run to compare with.
@@ -200,16 +201,17 @@ def kill_and_resume(
         expected = newest_step(folder)
         strike = None
         if len(run.kills) < kills:
-            strike = Strike.draw(chance, job.size, *job.rest(max(expected, 0)), aimed=job.aims)
+            strike = Strike.draw(chance, job.size, *job.rest(max(expected, 0)), job.turn)
             strike = CONTROL if alter else strike
-        attempt = job.start(folder, board, alter=alter and strike is None)
+        hold = (strike.writes, strike.moment) if strike and strike.held else None
+        attempt = job.start(folder, board, hold, alter=alter and strike is None)
         struck = strike is not None and strike.wait(attempt, board)
         if struck:
             assert strike is not None
             kill = _strike(strike, attempt, board, job.size, folder)
             if -signal.SIGKILL in [attempt.statuses.get(rank) for rank in strike.ranks]:  # else it ended just before
                 run.kills.append(kill)
-                job.aims = not kill.aimed
+                job.turn += kill.aimed == job.turn % 2  # a run too near its end to be aimed at waits for the next
         elif not attempt.wait(LIMIT_S):
             attempt.kill(range(job.size), signal.SIGKILL)
             attempt.wait(PATIENCE_S)

@@ -32,7 +32,7 @@ def test_killed_trainings_of_one_and_two_ranks_end_as_those_that_nobody_killed()
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["kills"] == figures["identical"] == 8, done.stdout
     assert figures["mismatches"] == 0
-    assert figures["kills_during_writes"] > 0
+    assert figures["kills_during_writes"] > 0, "of each number of ranks, one stops in a writing to be killed there"
     assert figures["control_noticed"] == 1, "one number moved by the least amount must be found"
     assert sorted((ROOT / "benchmarks" / "results").iterdir()) == before, "a quick run keeps no page"
 
@@ -103,14 +103,15 @@ def test_damage_and_a_resumption_from_elsewhere_are_told(tmp_path: Path) -> None
 
 def test_kills_are_spread_over_time_writings_and_ranks() -> None:
     chance = random.Random(0)
-    aimed = [Strike.draw(chance, 2, 3.0, 4, aimed=True) for _ in range(200)]
+    aimed = [Strike.draw(chance, 2, 3.0, 4, turn) for turn in range(1, 401, 2)]
     assert {strike.moment for strike in aimed} == {1, 2, 3}
     assert {strike.writes for strike in aimed} == {1, 2, 3, 4}
     assert {tuple(strike.ranks) for strike in aimed} == {(0,), (1,), (0, 1)}
     assert all(strike.seconds is None and 0 <= strike.delay <= 4e-3 for strike in aimed)
-    times = [Strike.draw(chance, 1, 3.0, 4, aimed=False).seconds or 0.0 for _ in range(200)]
+    assert [strike.held for strike in aimed] == [True, False] * 100
+    times = [Strike.draw(chance, 1, 3.0, 4, turn=2).seconds or 0.0 for _ in range(200)]
     assert min(times) < 0.1
     assert 2.9 < max(times) <= 3.0
-    alone = Strike.draw(chance, 1, 1.0, 0, aimed=True)
+    alone = Strike.draw(chance, 1, 1.0, 0, turn=1)
     assert alone.ranks == [0]
     assert alone.seconds is not None, "there is no writing to aim at"
