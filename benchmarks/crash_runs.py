@@ -30,6 +30,8 @@ WRITES = {FILES: "a checkpoint's files", MANIFEST: "between files and manifest",
 PHASES = ("set-up", "training", *WRITES.values(), "validation", "end")
 TIMES = {"events_per_s", "data_wait"}
 """What a record holds that is of the clock, not of the course of training."""
+OF_THE_CLOCK = {"checkpoint", "ranks"}
+"""Kinds of records that hold nothing else."""
 
 
 @dataclass(frozen=True)
@@ -324,7 +326,7 @@ def _records(run: Path) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in line.items() if name not in TIMES}
         for line in lines
-        if line["kind"] != "checkpoint"
+        if line["kind"] not in OF_THE_CLOCK
     ]
 
 

@@ -21,6 +21,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import sys
 import typing
@@ -34,8 +35,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.errors import InputError, Regression, Stopped
-from common.faults import is_main_rank, report_faults
+from common.errors import InputError, Lost, Regression, Stopped
+from common.faults import is_main_rank, report_faults, report_lost
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -83,7 +84,8 @@ def run_entry(
 
     Returns:
         The exit status: 0 done, 2 a fault the user can mend, 3 done and found worse than what it was held against, 130
-        interrupted, 143 ended by SIGTERM with work saved.
+        interrupted, 143 ended by SIGTERM with work saved. Where the job fell apart it does not return: the process
+        ends with status 4, or that of the peer whose own fault it was.
     """
     flags = Flags(json=False)
     try:
@@ -102,6 +104,11 @@ def run_entry(
         if is_main_rank():
             print(f"{name}: {worse}", file=sys.stderr)
         return worse.status
+    except Lost as lost:
+        report_lost(name, str(lost), aloud=lost.aloud)
+        sys.stdout.flush()
+        # What still waits for a peer, a thread of gloo or of a checkpoint, would keep the interpreter from ending.
+        os._exit(lost.status)
     except Stopped as stopped:
         if is_main_rank():
             print(f"{name}: {stopped}", file=sys.stderr)

@@ -33,6 +33,25 @@ class Stopped(Exception):
         super().__init__(message)
 
 
+class Lost(Exception):
+    """The job could not come together, or fell apart: a peer ended, fell silent or did not come in time.
+
+    Starting again is sensible: what was saved is whole.
+
+    Args:
+        message: who is missing, and what each rank was at.
+        aloud: whether this rank is to say it on the terminal; one does for all.
+        status: that of the peer, where it ended by a fault or a bug of its own, which starting again would not mend.
+    """
+
+    status = 4
+
+    def __init__(self, message: str, *, aloud: bool = True, status: int = status) -> None:
+        """Say who is missing."""
+        self.aloud, self.status = aloud, status
+        super().__init__(message)
+
+
 class Regression(Exception):
     """The work was done, and what it found is worse than what it was held against.
 

@@ -34,6 +34,16 @@ def report_faults(name: str, faults: Sequence[str]) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def report_lost(name: str, text: str, *, aloud: bool) -> None:
+    """Tell torchrun, and the terminal if this rank is to, that the job fell apart."""
+    text = f"{name}: {text}"
+    reply = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if reply:
+        _leave_reply(Path(reply), text)
+    if aloud:
+        print(text, file=sys.stderr, flush=True)
+
+
 def _leave_reply(path: Path, text: str) -> None:
     """Tell torchrun and TorchX, which end with a block of their own: it shows this text as the cause."""
     content = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}

@@ -12,6 +12,7 @@ from evaluation.outputs import EVENTS
 from evaluation.requests import PROTOCOLS, YAMBDA
 from model.config import BACKENDS
 from serving.engines.faiss_indexes import IndexConfig
+from sharding.ranks.config import TIMEOUT_S
 
 VECTOR_ENGINES = ("faiss", "ivfpq", "hnsw")
 ENGINES = ("exact", "bounded", "beam", *VECTOR_ENGINES, "hybrid")
@@ -76,6 +77,9 @@ class EvaluateConfig:
         "", "run whose output are plain items, evaluated on the same events: what quantising items costs"
     )
     ablations: str = option("", "JSON page of benchmarks.ablate, whose table becomes part of the report")
+    timeout_s: float = option(
+        TIMEOUT_S, "under torchrun, seconds in a collective after which the job ends with status 4", minimum=1
+    )
     restart: bool = option(False, "begin anew, even if an evaluation that was ended can be gone on with")
 
     def __post_init__(self) -> None:

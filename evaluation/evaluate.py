@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ from semantic_ids.codes.code_table import CodeTable
 from serving.checkpoints.manifest import step_folder
 from serving.checkpoints.model import load_model, run_storage
 from serving.engines.base import Engine
+from sharding.ranks.config import WatchConfig
+from sharding.ranks.heartbeat import EVALUATION
+from sharding.ranks.watch import Watch
 from sharding.world import World, alone, open_world
 
 
@@ -56,9 +60,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         InputError: checkpoint, codes and store do not belong together, or something else that the user can mend.
         Regression: the run is worse than the one it was to be compared with; everything is written.
+        Lost: a process of the job is gone.
     """
     quiet_known_warnings()
-    with open_world() as world:
+    watched = WatchConfig(heartbeat_s=min(WatchConfig.heartbeat_s, config.timeout_s / 8), timeout_s=config.timeout_s)
+    with (
+        open_world(timedelta(seconds=config.timeout_s)) as world,
+        Watch(world, watched, "evaluation.evaluate", "evaluate again: it goes on where it was") as watch,
+    ):
+        watch.pulse.enter(EVALUATION)
+        if (Path(config.run) / "config.yaml").is_file():  # no log in a folder that is no run's
+            watch.attach(Path(config.run), role="evaluate-")
         summary = evaluate_in(config, world)
     fallen = summary.get("against", {}).get("fallen", [])
     if fallen:
@@ -159,6 +171,7 @@ def key_of(subject: Subject, denied: Ints | None, depth: int) -> str:
         "bootstrap",
         "seed",
         "restart",
+        "timeout_s",
         "checkpoints",
         "store",
         "codes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from common.config import REQUIRED, group, option
@@ -11,6 +12,7 @@ from data.sequences import PLANS
 from data.stochastic_length import StochasticLength
 from model.config import ModelConfig
 from sharding.planning.policy import ShardingConfig
+from sharding.ranks.config import WatchConfig
 from trainer.checkpoint.config import CheckpointConfig
 
 
@@ -78,6 +80,12 @@ class TrainConfig:
         choices=("false", "true", "auto"),
     )
     overwrite: bool = option(False, "replace what an earlier run left in the folder")
+    debug: bool = option(
+        False,
+        "look for numbers that are not finite and name the module, step and rank they come from; steps are slower; "
+        "sets log_every=1, batch.workers=0 and, with resume=false, batch.tokens to model.max_history; may be switched "
+        "on to resume",
+    )
     start_from: str = option(
         "", "run, or folder or URL of checkpoints, whose parameters (not its optimizer or place) a new run starts from"
     )
@@ -95,6 +103,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = group(OptimizerConfig, "optimizers")
     sharding: ShardingConfig = group(ShardingConfig, "where tables lie")
     checkpoint: CheckpointConfig = group(CheckpointConfig, "checkpoints")
+    watch: WatchConfig = group(WatchConfig, "watching over the ranks")
 
     def __post_init__(self) -> None:
         faults = []
@@ -114,3 +123,8 @@ class TrainConfig:
             faults.append("`start_from` begins a run and `resume=true` goes on with one; give one of the two")
         if faults:
             raise InputError(*faults)
+        if self.debug:
+            self.log_every = 1
+            self.batch = dataclasses.replace(self.batch, workers=0)
+            if self.resume == "false":  # else the batches must stay those of the run
+                self.batch.tokens = self.model.max_history

@@ -17,6 +17,8 @@ from common.storage import Storage
 from evaluation.outputs import all_outputs
 from serving.checkpoints.chain import Checkpoints, Link, agreed
 from sharding.planning.plan_files import PLAN, PLAN_PAGE
+from sharding.ranks.config import HEARTBEAT, LOGS, WatchConfig
+from sharding.ranks.rank_log import is_log
 from sharding.world import World
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.config import TrainConfig
@@ -29,6 +31,8 @@ _RUN_FILES = (
     PLAN_PAGE,
     "checkpoints",
     "tensorboard",
+    LOGS,
+    HEARTBEAT,
 )
 """All that a run folder may hold: what starting anew removes, and nothing else."""
 
@@ -36,12 +40,14 @@ _MAY_CHANGE_ON_RESUME = {
     "run",
     "resume",
     "overwrite",
+    "debug",
     "max_steps",
     "log_every",
     "patience",
     "validate_every",
     "batch.workers",
     *(f"checkpoint.{leaf.name}" for leaf in dataclasses.fields(CheckpointConfig)),
+    *(f"watch.{leaf.name}" for leaf in dataclasses.fields(WatchConfig)),
 }
 
 
@@ -68,6 +74,8 @@ def prepare_run_folder(config: TrainConfig, storage: Storage, world: World) -> l
     if run.exists() and not run.is_dir():
         raise InputError(f"{run}: is a file, expected the folder of a run; choose another run=…")
     foreign = sorted(path.name for path in run.iterdir() if not _is_of_a_run(path.name)) if run.exists() else []
+    if (run / LOGS).is_dir():  # many things have a folder of that name
+        foreign += sorted(f"{LOGS}/{path.name}" for path in (run / LOGS).iterdir() if not is_log(path.name))
     if foreign:
         raise InputError(f"{run}: holds {foreign[0]}, which is not a run's; choose another run=…, or move it away")
     dist.barrier()  # until every rank has looked, the folder must stay as it was
@@ -79,6 +87,7 @@ def prepare_run_folder(config: TrainConfig, storage: Storage, world: World) -> l
             if _is_of_a_run(path.name):
                 _remove(path)
         write_text_atomically(run / "config.yaml", to_yaml(config))
+    dist.barrier()  # before any rank writes into it
     return []
 
 

@@ -48,7 +48,7 @@ class Agreement:
     """
 
     def __init__(self, world: World, values: int) -> None:
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=world.timeout) if world.size > 1 else None
         self._told = torch.zeros(values, dtype=torch.int64)
         self._work: Any = None
 

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common.files import write_text_atomically
 from common.progress import PLAIN_INTERVAL_S, format_count, format_seconds
 from model.recommender import Output
+from sharding.ranks.rank_log import LOG_INTERVAL_S, LOGGER
 from sharding.world import World
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class Telemetry:
     def __init__(self, run: Path, world: World, *, resume_step: int | None) -> None:
         self.quiet = not world.is_main
         self.start = time.monotonic()
-        self._last_said = -PLAIN_INTERVAL_S
+        self._last_said, self._last_logged = -PLAIN_INTERVAL_S, -LOG_INTERVAL_S
         if self.quiet:
             return
         run.mkdir(parents=True, exist_ok=True)
@@ -82,13 +83,15 @@ class Telemetry:
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step)
         self._terminal = sys.stderr.isatty()
 
-    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line of `metrics.jsonl`, and every number (or list of numbers, by index) to TensorBoard."""
+    def record(self, kind: str, step: int, values: dict[str, Any], *, board: bool = True) -> None:
+        """One line of `metrics.jsonl`, and every number (or list of numbers, by index) to TensorBoard if `board`."""
+        if kind == "checkpoint":
+            LOGGER.info("checkpoint of step %d: %s", step, json.dumps(values))
         if self.quiet:
             return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
+        for name, value in values.items() if board else ():
             series = value if isinstance(value, list) else [value]
             for index, number in enumerate(series):
                 if isinstance(number, int | float):
@@ -98,23 +101,35 @@ class Telemetry:
     def say_step(
         self, step: int, total: int, loss: float, events_per_s: float, data_wait: float, done_here: int
     ) -> None:
-        """Loss, rate and time left: rewritten on a terminal, a line now and then elsewhere."""
+        """Loss, rate and time left: rewritten on a terminal, a line now and then elsewhere, and in each rank's log.
+
+        Args:
+            data_wait: share of this rank's time.
+        """
         now = time.monotonic()
-        if self.quiet or (not self._terminal and now - self._last_said < PLAIN_INTERVAL_S):
+        to_log = now - self._last_logged >= LOG_INTERVAL_S
+        to_person = not self.quiet and (self._terminal or now - self._last_said >= PLAIN_INTERVAL_S)
+        if not (to_log or to_person):
             return
-        self._last_said = now
         left = (now - self.start) / max(done_here, 1) * max(total - step, 0)
         line = (
             f"step {step}/{total}  loss {loss:.4f}  {format_count(events_per_s)} events/s  "
             f"data wait {data_wait:.1%}  {format_seconds(left)} left"
         )
+        if to_log:
+            self._last_logged = now
+            LOGGER.info("%s", line)
+        if not to_person:
+            return
+        self._last_said = now
         sys.stderr.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
         sys.stderr.flush()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """A line that stays, in rank 0's log too."""
         if self.quiet:
             return
+        LOGGER.info("%s", line)
         sys.stderr.write(f"\r\x1b[2K{line}\n" if self._terminal else f"{line}\n")
         sys.stderr.flush()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ from sharding.apply import sharded_tables
 from sharding.job import describe_plan, plan_job
 from sharding.planning.plan_files import write_plan
 from sharding.planning.workload import DataSizes, Workload, measure_dense, on_meta, workload_of_batch, workload_of_sizes
+from sharding.ranks.watch import Watch
 from sharding.world import World, open_world
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.resume import meanings, resume, training_state, warm_start
 from trainer.config import TrainConfig
+from trainer.debug import describe_debug
 from trainer.loop import Progress, Trainer
 from trainer.optimizers import Optimizers
 from trainer.run_folder import course, prepare_run_folder
@@ -49,7 +52,10 @@ from trainer.telemetry import Telemetry
 def train(config: TrainConfig) -> dict[str, Any]:
     """Run one training from its configuration; returns a summary."""
     quiet_known_warnings()
-    with open_world() as world:
+    with (
+        open_world(timedelta(seconds=config.watch.timeout_s)) as world,
+        Watch(world, config.watch, "trainer.train", "start again, with resume=auto, once the cause is mended") as watch,
+    ):
         store = EventStore.open(Path(config.store), verify=world.is_first_on_node)
         codes = CodeTable.open(Path(config.codes), store)
         split = store.split()
@@ -62,6 +68,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         run = Path(config.run)
         storage = open_storage(config.checkpoint.path or run / "checkpoints")
         chain = prepare_run_folder(config, storage, world)
+        watch.attach(run)
 
         model = build_sharded(
             config.model,
@@ -83,7 +90,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             started_from = "\n" + warm_start(config, model, store, codes)
 
         telemetry = Telemetry(run, world, resume_step=progress.step if chain else None)
-        telemetry.say(f"{describe_run(model, store, loader, world)}\n{describe_plan(survey)}{started_from}")
+        told = f"{describe_run(model, store, loader, world)}\n{describe_plan(survey)}{started_from}"
+        telemetry.say(told + describe_debug(config))
         if world.is_main:
             write_plan(run, survey.to_plain())
         checkpointer = Checkpointer(
@@ -106,6 +114,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             telemetry=telemetry,
             validate=make_validation(config, store, codes, model, world),
             checkpointer=checkpointer,
+            watch=watch,
             expected_steps=min(expected_steps, config.max_steps or expected_steps),
         )
         try:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from serving.checkpoints.chain import Checkpoints
 from serving.checkpoints.model import run_storage
-from sharding.world import store_of_this_start
+from sharding.world import name_of_this_start
 from tests.conftest import Prepared
 from tests.trainer.test_train import (
     NO_DROPOUT,
@@ -98,7 +98,7 @@ def test_every_start_of_the_same_ranks_has_a_part_of_the_store_to_itself() -> No
 
     def start(rank: int) -> dist.Store:
         client = dist.TCPStore("127.0.0.1", kept.port, is_master=False, timeout=timedelta(seconds=20))
-        return store_of_this_start(client, rank, 3)
+        return dist.PrefixStore(name_of_this_start(client, rank, 3), client)
 
     kept.set("start/call/2", "a process that was killed as it called")
     for attempt in ("first", "second", "third"):
@@ -195,6 +195,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
         "metrics.jsonl",
         "checkpoints",
         "tensorboard",
+        "logs",
+        "heartbeat.json",
     }
     found = {path.parent.name for path in (run / "checkpoints").rglob("*") if path.is_file()}
     assert found == set(Checkpoints(run_storage(run)).names())

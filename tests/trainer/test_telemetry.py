@@ -6,9 +6,11 @@ import json
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from model.recommender import Output
+from sharding.ranks.rank_log import RankLog
 from sharding.world import World, open_world
 from trainer.telemetry import IntervalSums, Stopwatch, Telemetry
 
@@ -46,6 +48,38 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     telemetry.say("not heard")
     telemetry.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_the_log_of_the_rank_hears_what_the_terminal_does_and_steps_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for rank in range(2):
+        world = World(rank, 2, 2, torch.device("cpu"))
+        log, telemetry = RankLog(tmp_path / "logs", world), Telemetry(tmp_path, world, resume_step=None)
+        telemetry.say("a line that stays")
+        for step in range(1, 40):
+            telemetry.say_step(step, 100, 2.5, 1e3, 0.25, step)
+        telemetry.record("checkpoint", 7, {"saved": "base"})
+        telemetry.close()
+        log.close()
+    logs = [(tmp_path / "logs" / f"rank-0000{rank}.log").read_text() for rank in range(2)]
+    for text in logs:
+        assert text.count("INFO step ") == text.count("step 1/100  loss 2.5000") == 1
+        assert "data wait 25.0%" in text
+        assert 'checkpoint of step 7: {"saved": "base"}' in text
+        assert "\r" not in text
+        assert "\x1b" not in text
+    assert "a line that stays" in logs[0]
+
+
+def test_what_is_not_for_the_board_is_recorded_alone(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path, MAIN, resume_step=None)
+    telemetry.record("train", 1, {"loss": 1.0})
+    telemetry.record("ranks", 1, {"own_s": [1.0] * 1000}, board=False)
+    telemetry.close()
+    assert [line["kind"] for line in read(tmp_path)] == ["train", "ranks"]
+    assert sum(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()) < 1000
 
 
 def test_interval_sums_are_means_per_target_and_start_anew() -> None:

@@ -277,6 +277,19 @@ def test_a_folder_that_is_not_a_run_is_never_emptied(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_logs_of_something_else_are_not_a_runs(
+    prepared: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-00003.log").touch()
+    (tmp_path / "logs" / "server.log").touch()
+    assert train_here(prepared, tmp_path, "overwrite=true") == 2
+    assert "logs/server.log" in capfd.readouterr().err
+    (tmp_path / "logs" / "server.log").unlink()
+    assert train_here(prepared, tmp_path, "overwrite=true", "max_steps=1") == 0
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["rank-00000.log"]
+
+
 def test_starting_anew_removes_every_file_that_an_evaluation_left(prepared: Prepared, tmp_path: Path) -> None:
     left = ["metrics.json", "metrics-validation.json", "ranks-validation.parquet", "report-validation.html"]
     for name in left:

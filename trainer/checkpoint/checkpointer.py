@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ from trainer.checkpoint.retention import remove_old
 from trainer.checkpoint.snapshot import TableSnapshot
 from trainer.checkpoint.touched import TouchedRows
 from trainer.checkpoint.writing import Outcome, Writing
+
+WRITING = timedelta(hours=6)
+"""How long the first rank to have written its part waits for the last: a base on a slow store takes its time. That a
+rank is gone is heard sooner: at once where its connections end, else by training's own collectives."""
 
 DenseState = Callable[[], dict[str, Tensor]]
 """What all ranks have alike, live, by name."""
@@ -120,7 +125,7 @@ class Checkpointer:
         self.touched = TouchedRows(model, self.shards)
         self.chain = ChainSoFar.of(chain) if chain else ChainSoFar()
         self._last_saved = chain[-1].manifest.step if chain else -1
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=WRITING) if world.size > 1 else None
         self._tag, self._attempt = _agreed_tag(world), 0
         self._staging: dict[str, Tensor] = {}
         self._flight: _Flight | None = None
