@@ -1,6 +1,7 @@
 # The commands of Segue. Each builds the virtual environment first when it is missing or its requirements changed.
 #   make quickstart    raw events → recommendations → measured, on MovieLens-100K, two ranks
-#   make test          every test
+#   make test          every test that needs one machine
+#   make test-cluster  jobs over two nodes, made of namespaces, with a real Slurm over them; as root, on Linux
 #   make check         ruff and mypy
 #   make bench         every benchmark, quick; `python -m benchmarks.NAME` for a full run and its page
 #   make gpu-check     attention and a training step on the GPUs of this machine; needs ACCELERATOR=cuda
@@ -16,7 +17,7 @@ CONFIG := configs/movielens-100k.yaml
 RANKS ?= 2
 JOBS ?= 2
 
-.PHONY: quickstart test check bench gpu-check format lock clean
+.PHONY: quickstart test test-cluster check bench gpu-check format lock clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml requirements/constraints.txt requirements/no-deps.txt
@@ -36,6 +37,9 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
+
+test-cluster: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -v -rs tests/cluster
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -13,12 +13,17 @@ agent, and besides
 
 from __future__ import annotations
 
+import os
+
+_CPP_LEVEL = "TORCH_CPP_LOG_LEVEL"
+_IS_CPP_LEVEL_GIVEN = _CPP_LEVEL in os.environ
+os.environ.setdefault(_CPP_LEVEL, "ERROR")  # read as torch is imported: its warnings of a lost store are stack traces
+
 import argparse
 import contextlib
 import importlib.util
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -175,6 +180,8 @@ def run(config: LaunchConfig, entrypoint: Callable[..., Any] | str, arguments: S
     )
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = config.signals_to_handle
     end, is_stopped = agent.attend()
+    if end.status != DONE:
+        _ignore_signals(config.signals_to_handle)
     # The rest of an elastic job goes on without a node that is taken away.
     ends = (
         [end] if is_stopped and config.min_nodes < config.max_nodes else _part(handler, endings, agent, end, is_stopped)
@@ -287,8 +294,16 @@ def _raise_signal(number: int, _frame: FrameType | None) -> None:
     raise SignalException(f"got {signal.Signals(number).name}", signal.Signals(number))
 
 
+def _ignore_signals(names: str) -> None:
+    """How it ended stands: Slurm's srun ends a node's launcher as soon as another one has ended, and would hide it."""
+    for name in names.split(","):
+        signal.signal(signal.Signals[name.strip()], signal.SIG_IGN)
+
+
 def _quieten_torch() -> None:
     """What torch's agent logs is said here in a line, unless the user asks for its words by LOGLEVEL."""
+    if not _IS_CPP_LEVEL_GIVEN:
+        os.environ.pop(_CPP_LEVEL, None)  # this process has read it; the ranks speak as they do
     if "LOGLEVEL" in os.environ:
         return
     for name in list(logging.Logger.manager.loggerDict):

@@ -170,7 +170,7 @@ class Roll(C10dRendezvousBackend):
 
     def _note(self, found: tuple[Any, ...] | None) -> None:
         if found is not None:
-            state = pickle.loads(found[0])
+            state = pickle.loads(found[0])  # torch's own form of it, which its handler reads the next moment anyway
             nodes = sorted({*state.participants, *state.wait_list})
             if self.own in nodes:  # a node whose time is up removes itself before it says so
                 self.present = [node for node in nodes if node in state.last_heartbeats]

@@ -34,6 +34,6 @@ class WatchConfig:
         least = (BEATS_TO_SILENCE + 1) * self.heartbeat_s
         if self.timeout_s < least:
             raise InputError(
-                f"`watch.timeout_s` is {self.timeout_s:g}, less than {BEATS_TO_SILENCE + 1} × `watch.heartbeat_s` "
+                f"`timeout_s` is {self.timeout_s:g}, less than {BEATS_TO_SILENCE + 1} × `heartbeat_s` "
                 f"{self.heartbeat_s:g}: nobody could be called silent by then; give at least {least:g}, or beat faster"
             )
