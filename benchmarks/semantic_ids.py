@@ -6,7 +6,7 @@ Fitting and encoding 8 × 1024 codes of 128-wide clustered vectors, ours and FAI
 the same threads, FAISS set to its best: plain k-means (`train_type=0`), beam 1. Then a made-up catalogue of which 9.4
 million items have a vector: the commands that users run, their time and memory, and the trie.
 
-n vectors · D width · C levels · V codes a level.
+n vectors · D width · C levels · V codes a level · T turns · Q quantisers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ITERATIONS = 10
 """Of both: FAISS's own default within a residual quantiser, and ours."""
 SPREADS = (0.3, 0.6)
 """Of vectors around their cluster's centre, of the distance of centres from one another."""
-BEAM, TURNS = 4, 7
+BEAM = 4
 ITEMS = 11_460_000
 """Of the made-up catalogue; 82% have a vector, as in Yambda: 9.4 million."""
 
@@ -57,7 +57,7 @@ def work(quick: bool, folder: Path, findings: Findings) -> None:
     """All of it."""
     torch.set_num_threads(THREADS)
     faiss.omp_set_num_threads(THREADS)
-    compare(40_000 if quick else 100_000, SPREADS[:1] if quick else SPREADS, findings)
+    compare(40_000 if quick else 100_000, SPREADS[:1] if quick else SPREADS, 3 if quick else 7, findings)
     if quick:
         codes_nC = clustered_codes(1_000_000, LEVELS, CODES, seed=0)
         measure_trie(codes_nC, np.zeros(len(codes_nC), np.int64), "made up to resemble a catalogue's", folder, findings)
@@ -68,7 +68,7 @@ def work(quick: bool, folder: Path, findings: Findings) -> None:
 # ── beside FAISS ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def compare(n: int, spreads: tuple[float, ...], findings: Findings) -> None:
+def compare(n: int, spreads: tuple[float, ...], turns: int, findings: Findings) -> None:
     """Fit and encode with both."""
     rows, kept = [], []
     for spread in spreads:
@@ -81,7 +81,7 @@ def compare(n: int, spreads: tuple[float, ...], findings: Findings) -> None:
         errors = {
             name: [_error(quantizer, given) for given in (vectors, unseen)] for name, quantizer in quantizers.items()
         }
-        rates, faster = _rates(quantizers["ours"].codebooks_CVd, vectors)
+        rates, faster = _rates(quantizers["ours"].codebooks_CVd, vectors, turns)
         kept.append(
             {
                 "fit_speedup_vs_faiss": seconds["FAISS"] / seconds["ours"],
@@ -105,10 +105,10 @@ def compare(n: int, spreads: tuple[float, ...], findings: Findings) -> None:
         f"Beside FAISS: {n:,} × {WIDTH}, {LEVELS} × {CODES}",
         table(header, rows)
         + "\n\nErrors are Σ‖x - x̂‖² / Σ‖x‖², greedy. The figures are those of the worse spread, the error ratio of the "
-        "worse of seen and unseen vectors. Rates are medians of seven turns, the same codebooks in both, and both give "
-        f"the same tuples but where float32 cannot tell two apart. The products alone, {LEVELS} × {CODES} × {WIDTH} "
-        f"multiply-adds a vector, would allow {limits[torch.float32]:,.0f} vectors/s in float32 and "
-        f"{limits[torch.bfloat16]:,.0f} in bfloat16 on {THREADS} threads.",
+        f"worse of seen and unseen vectors. Rates are medians of {turns} turns, the same codebooks in both, and both "
+        "give the same tuples but where float32 cannot tell two apart. The products alone, "
+        f"{LEVELS} × {CODES} × {WIDTH} multiply-adds a vector, would allow {limits[torch.float32]:,.0f} vectors/s in "
+        f"float32 and {limits[torch.bfloat16]:,.0f} in bfloat16 on {THREADS} threads.",
         **figures,
         share_of_float32_limit=figures["encode_vectors_per_s"] / limits[torch.float32],
         share_of_bf16_limit=figures["encode_vectors_per_s"] / limits[torch.bfloat16],
@@ -127,7 +127,7 @@ def _error(quantizer: Quantizer, vectors: Vectors) -> float:
 
 
 def _rates(
-    codebooks: npt.NDArray[np.float32], vectors: Vectors
+    codebooks: npt.NDArray[np.float32], vectors: Vectors, turns: int
 ) -> tuple[dict[tuple[str, int], float], dict[int, float]]:
     """Vectors coded a second, by whom and beam, and how many times ours is faster, by beam; medians over turns.
 
@@ -138,9 +138,9 @@ def _rates(
     for beam in (1, BEAM):
         part = vectors[: 40_000 // beam]
         coders = [FaissResidual(codebooks, beam=beam), ResidualKMeans(codebooks, beam=beam)]
-        turns = np.array([[len(part) / _timed(coder.encode, part)[0] for coder in coders] for _ in range(TURNS)])
-        rates["FAISS", beam], rates["ours", beam] = np.median(turns, axis=0).tolist()
-        faster[beam] = float(np.median(turns[:, 1] / turns[:, 0]))
+        rates_TQ = np.array([[len(part) / _timed(coder.encode, part)[0] for coder in coders] for _ in range(turns)])
+        rates["FAISS", beam], rates["ours", beam] = np.median(rates_TQ, axis=0).tolist()
+        faster[beam] = float(np.median(rates_TQ[:, 1] / rates_TQ[:, 0]))
     return rates, faster
 
 

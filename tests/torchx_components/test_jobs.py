@@ -42,13 +42,13 @@ prepare:
   out: {folder}/store
 fit_ids:
   store: ${{prepare.out}}
-  out: {folder}/codes $HOME    # what a shell or TorchX might take for something else
+  out: {folder}/codes
   levels: 2
   codes: 8
 encode_ids:
   store: ${{prepare.out}}
   codes: ${{fit_ids.out}}
-  out: {folder}/codes-again
+  out: {folder}/given
 plan:
   store: ${{prepare.out}}
   codes: ${{fit_ids.out}}
@@ -85,7 +85,8 @@ def torchx_run(component: str, *arguments: str, logs: Path) -> subprocess.Comple
     return subprocess.CompletedProcess(command, process.returncode, *told)
 
 
-def test_a_whole_run_through_torchx(tmp_path: Path) -> None:
+def test_every_component_through_torchx(tmp_path: Path) -> None:
+    """As users go from one to the next, some over two nodes, which are one machine here, as `local_cwd` makes them."""
     write_yambda_example(tmp_path / "yambda")
     config = tmp_path / "run.yaml"
     config.write_text(CONFIG.format(folder=tmp_path))
@@ -95,37 +96,25 @@ def test_a_whole_run_through_torchx(tmp_path: Path) -> None:
         done = torchx_run(component, "--config", str(config), *arguments, logs=logs)
         assert done.returncode == 0, done.stderr
 
-    run("prepare")
-    run("fit_ids", f"out={tmp_path}/codes $HOME", "iterations=2")
-    assert (tmp_path / "codes $HOME" / "manifest.json").exists()
-    run("encode_ids", f"codes={tmp_path}/codes $HOME")
-    assert (tmp_path / "codes-again" / "manifest.json").exists()
-    run("plan", "ranks_per_node=2", f"codes={tmp_path}/codes $HOME", f"out={tmp_path}/plan")
+    def of_two_nodes() -> tuple[str, ...]:
+        return "-j", "2x1", "--rdzv_port", str(free_ports(2)), "--env", "OMP_NUM_THREADS=1"
+
+    run("pipeline", *of_two_nodes(), "--", "--stages", "prepare,fit_ids")
+    run("encode_ids", f"out={tmp_path}/codes again $HOME")  # what a shell or TorchX might take for something else
+    assert (tmp_path / "codes again $HOME" / "manifest.json").exists()
+    run("plan", "ranks_per_node=2", f"out={tmp_path}/plan")
     assert json.loads((tmp_path / "plan" / "plan.json").read_text())["num_ranks"] == 2
-    run("train", "-j", "1x2", "--env", "OMP_NUM_THREADS=1", "epochs=1", f"codes={tmp_path}/codes $HOME")
-    checkpoints = list((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"))
-    (manifest,) = (json.loads(path.read_text()) for path in checkpoints)
-    assert (manifest["world_size"], manifest["epoch"]) == (2, 1)  # -j and the override arrived
-    run("evaluate", "-j", "1", "--", "bootstrap=11")
+    run("train", *of_two_nodes(), "epochs=1")
+    (manifest,) = (tmp_path / "run" / "checkpoints").glob("step-*/manifest.json")
+    trained = json.loads(manifest.read_text())
+    assert (trained["world_size"], trained["epoch"]) == (2, 1)  # -j and the override arrived
+    run("evaluate", "-j", "1x2", "--", "bootstrap=11")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["split"], metrics["protocol"]) == ("leave-last-out", "next")
     assert metrics["users"] > 0
     # The output of every replica is kept.
-    assert {path.parents[1].name for path in logs.glob("torchx/*/*/0/combined.log")} == set(COMPONENTS) - {"pipeline"}
-
-
-def test_all_stages_on_two_nodes_through_torchx(tmp_path: Path) -> None:
-    """Two nodes that are one machine, as `local_cwd` makes them: two launchers, which find one another."""
-    write_yambda_example(tmp_path / "yambda")
-    config = tmp_path / "run.yaml"
-    config.write_text(CONFIG.partition("evaluate:")[0].format(folder=tmp_path))
-    port = free_ports(2)
-    arguments = ("-j", "2x1", "--rdzv_port", str(port), "--env", "OMP_NUM_THREADS=1", "train.epochs=1")
-    done = torchx_run("pipeline", "--config", str(config), *arguments, logs=tmp_path / "logs")
-    assert done.returncode == 0, done.stderr
-    (manifest,) = (tmp_path / "run" / "checkpoints").glob("step-*/manifest.json")
-    assert json.loads(manifest.read_text())["world_size"] == 2
-    assert len(list((tmp_path / "logs").glob("torchx/*/pipeline/*/combined.log"))) == 2
+    kept = sorted(path.parts[-3] for path in logs.glob("torchx/*/*/*/combined.log"))
+    assert kept == ["encode_ids", "evaluate", "pipeline", "pipeline", "plan", "train", "train"]
 
 
 def free_ports(number: int) -> int:

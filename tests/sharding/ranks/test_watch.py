@@ -240,5 +240,5 @@ def test_a_step_may_not_take_for_ever_other_work_may_unless_a_rank_is_silent(
 
 
 def test_a_time_out_shorter_than_silence_is_refused() -> None:
-    with pytest.raises(InputError, match=r"watch.timeout_s.*give at least 40"):
+    with pytest.raises(InputError, match=r"`timeout_s` is 20.*give at least 40"):
         WatchConfig(heartbeat_s=10, timeout_s=20)
