@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.harness import Findings, measure, run, table
+from common.memory import peak_bytes, resident_bytes
 from data.synthetic.lengths import published_lengths
 from model.attention import attention
 from model.attention.jagged_blocks import Distances
@@ -220,8 +220,7 @@ def measure_one(name: str, longest: int, users: int, repeats: int) -> dict[str, 
     torch.set_num_threads(2)
     inputs = Inputs.make(batch_lengths(longest, users), torch.bfloat16 if "bf16" in name else torch.float32)
     step = step_of(name, inputs)
-    with Path("/proc/self/statm").open(encoding="ascii") as file:
-        before = int(file.read().split()[1]) * 4096
+    before = resident_bytes()
     seconds = []
     for _ in range(repeats):
         for leaf in inputs.leaves.values():
@@ -229,7 +228,7 @@ def measure_one(name: str, longest: int, users: int, repeats: int) -> dict[str, 
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    peak = getrusage(RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = peak_bytes() - before
     # Last, since its matrices would raise the peak.
     return {"seconds": min(seconds), "peak_bytes": peak, "product_rate": product_rate()}
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
+from common.memory import peak_bytes, resident_bytes
 from common.noise import quiet_known_warnings
 from sharding.world import World
 
@@ -95,16 +96,11 @@ class PeakMemory:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
-        self._before = _resident("VmRSS")
+        self._before = resident_bytes()
 
     def growth(self) -> int:
         """Bytes so far."""
-        return _resident("VmHWM") - self._before
-
-
-def _resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+        return peak_bytes() - self._before
 
 
 # ── traffic ──────────────────────────────────────────────────────────────────────────────────────────────

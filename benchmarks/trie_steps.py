@@ -7,7 +7,6 @@ n items · C code levels · V codes per level · G tuples in use · M nodes of a
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from common.memory import peak_bytes, resident_bytes
 from common.seeding import derive_seed
 from semantic_ids.codes.trie import CodeTrie, build_trie
 from semantic_ids.codes.trie_steps import LogProbabilities, TrieSteps
@@ -87,7 +87,7 @@ def build_and_measure(codes_NC: Codes, plays_N: npt.NDArray[np.int64], V: int, f
     cpu = time.process_time()
     seconds, trie = _timed(build_trie, codes_NC, plays_N, V)
     cpu = time.process_time() - cpu
-    extra = _memory("VmHWM") - resident
+    extra = peak_bytes() - resident
     save_seconds, _ = _timed(trie.save, folder)
     open_seconds, _ = _timed(CodeTrie.open, folder)
     disk = sum(file.stat().st_size for file in folder.iterdir())
@@ -114,15 +114,8 @@ def _reset_peak() -> int:
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
-        return _memory("VmHWM")  # a peak that cannot be forgotten is where the count begins
-    return _memory("VmRSS")
-
-
-def _memory(field: str) -> int:
-    """Bytes of a field of /proc/self/status."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    assert found, field
-    return int(found[1]) * 1024
+        return peak_bytes()  # a peak that cannot be forgotten is where the count begins
+    return resident_bytes()
 
 
 def _timed(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[float, T]:

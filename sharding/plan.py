@@ -7,7 +7,6 @@ in a step and how long each part would take. Nothing of a table is allocated, no
 from __future__ import annotations
 
 import dataclasses
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from common.config import run_entry, to_plain
 from common.errors import InputError
+from common.memory import peak_bytes
 from common.noise import quiet_known_warnings
 from sharding.planning.cluster_file import find_cluster
 from sharding.planning.config import PlanConfig
@@ -40,7 +40,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     content = found.to_plain() | {
         "config": to_plain(config),
         "seconds": round(time.perf_counter() - begin, 3),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
+        "peak_gb": round(peak_bytes() / 1e9, 3),
     }
     if config.out:
         write_plan(Path(config.out), content, mends)

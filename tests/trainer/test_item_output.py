@@ -31,7 +31,8 @@ FEW = [*ITEMS, "batch.negatives.count=8"]
 def run(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run on one rank."""
     path = tmp_path_factory.mktemp("items") / "run"
-    assert train_here(prepared, path, *FEW, *NO_DROPOUT, "checkpoint.keep=100", "checkpoint.every=2") == 0
+    chain = ["checkpoint.keep=100", "checkpoint.every=2", "checkpoint.chain_share=100"]  # all deltas but the first
+    assert train_here(prepared, path, *FEW, *NO_DROPOUT, *chain) == 0
     return path
 
 

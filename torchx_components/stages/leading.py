@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -12,8 +13,10 @@ import yaml
 
 from torchx_components.stages.finished import Finished, value_at
 from torchx_components.stages.job import Job, Step
-from torchx_components.stages.processes import LOST, MENDABLE, TICK_S, Ended, Stops, combined, read_all, run
+from torchx_components.stages.processes import LOST, MENDABLE, TICK_S, Ended, Stops, combined, read, run
 from torchx_components.stages.talk import Talk
+
+PRINTER = "torchx_components.stages.print_configs"
 
 GRACE_S = 90.0
 """How long the ranks of a node may take to end by themselves after those of another have: launchers hear of one
@@ -77,13 +80,10 @@ class Lead:
 
     def _configs(self, steps: list[Step]) -> list[dict[str, Any]]:
         """The resolved configuration of each stage, by the stage's own check of it."""
-        commands = [[sys.executable, "-m", step.stage.module, "--print-config", *step.arguments] for step in steps]
         configs: list[dict[str, Any]] = []
         faults: list[str] = []
         bugs: list[str] = []
-        for step, (status, told, complained) in zip(
-            steps, read_all(commands, self._environment, self._stops), strict=True
-        ):
+        for step, (status, told, complained) in zip(steps, self._printed(steps), strict=True):
             if status:
                 (faults if status == MENDABLE else bugs).append(complained.strip() or f"{step} ended with {status}")
                 continue
@@ -92,6 +92,16 @@ class Lead:
         if faults or bugs:
             raise Ended(1 if bugs else MENDABLE, *bugs, *faults)
         return configs
+
+    def _printed(self, steps: list[Step]) -> list[tuple[int, str, str]]:
+        """What each stage's `--print-config` ends with and says."""
+        asked = json.dumps([[step.stage.module, step.arguments] for step in steps])
+        command = [sys.executable, "-m", PRINTER, asked]
+        status, told, complained = read(command, self._environment, self._stops)
+        if status:
+            raise Ended(1, f"the configurations could not be read:\n{complained.strip()}")
+        printed: list[tuple[int, str, str]] = json.loads(told.splitlines()[-1])
+        return printed
 
     def _indivisible(self, step: Step, config: dict[str, Any]) -> Iterator[str]:
         """What training would find only when the stages before it are done."""

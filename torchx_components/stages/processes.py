@@ -118,32 +118,21 @@ def run(command: Sequence[str], environment: dict[str, str], stops: Stops, watch
     return combined([stops.status, own]) if own else 0
 
 
-def read_all(
-    commands: Sequence[Sequence[str]], environment: dict[str, str], stops: Stops
-) -> list[tuple[int, str, str]]:
-    """Run commands side by side; returns exit status, standard output and standard error of each.
+def read(command: Sequence[str], environment: dict[str, str], stops: Stops) -> tuple[int, str, str]:
+    """Run a command to its end; returns exit status, standard output and standard error.
 
     Raises:
         Ended: somebody asked for an end.
     """
     pipe = subprocess.PIPE
-    running = [
-        subprocess.Popen(command, env=environment, process_group=0, stdout=pipe, stderr=pipe, text=True)
-        for command in commands
-    ]
-    try:
-        return [_read(child, stops) for child in running]
-    finally:
-        for child in running:
-            child.kill()
-            child.communicate()
-
-
-def _read(child: subprocess.Popen[str], stops: Stops) -> tuple[int, str, str]:
-    while True:
-        stops.check()
-        try:
-            told, complained = child.communicate(timeout=TICK_S)
-        except subprocess.TimeoutExpired:
-            continue
-        return exit_status(child.returncode), told, complained
+    with subprocess.Popen(command, env=environment, process_group=0, stdout=pipe, stderr=pipe, text=True) as child:
+        while True:
+            try:
+                stops.check()
+                told, complained = child.communicate(timeout=TICK_S)
+                return exit_status(child.returncode), told, complained
+            except subprocess.TimeoutExpired:
+                continue
+            except Ended:
+                child.kill()
+                raise

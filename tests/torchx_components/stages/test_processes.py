@@ -9,7 +9,7 @@ import time
 import pytest
 
 from torchx_components.endings import PRECEDENCE, overall
-from torchx_components.stages.processes import Ended, Stops, combined, exit_status, read_all, run
+from torchx_components.stages.processes import Ended, Stops, combined, exit_status, read, run
 
 PYTHON = (sys.executable, "-S", "-c")
 HERE = dict(os.environ)
@@ -93,12 +93,12 @@ def test_handlers_come_back() -> None:
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_commands_side_by_side() -> None:
-    commands = [[*PYTHON, "print('a' * 200_000)"], [*PYTHON, "import sys; sys.stderr.write('b'); sys.exit(2)"]]
+def test_what_a_command_says() -> None:
     with Stops() as stops:
-        assert read_all(commands, HERE, stops) == [(0, "a" * 200_000 + "\n", ""), (2, "", "b")]
+        assert read([*PYTHON, "print('a' * 200_000)"], HERE, stops) == (0, "a" * 200_000 + "\n", "")
+        assert read([*PYTHON, "import sys; sys.stderr.write('b'); sys.exit(2)"], HERE, stops) == (2, "", "b")
         stops.ask(143)
         start = time.monotonic()
         with pytest.raises(Ended):
-            read_all([[*PYTHON, "import time; time.sleep(60)"]], HERE, stops)
+            read([*PYTHON, "import time; time.sleep(60)"], HERE, stops)
         assert time.monotonic() - start < 30

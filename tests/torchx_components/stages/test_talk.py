@@ -102,6 +102,8 @@ def test_another_node_loses_the_first(endpoint: Endpoint, other: Start, number: 
     start = time.monotonic()
     talk.close()  # what the network holds does not hold us
     assert time.monotonic() - start < 5
+    process.kill()
+    talk._thread.join(30)  # nor must it be found by these tests' own end
 
 
 def test_another_run_at_the_same_port_is_not_taken_for_ours(endpoint: Endpoint) -> None:
