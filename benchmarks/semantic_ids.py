@@ -57,7 +57,10 @@ def work(quick: bool, folder: Path, findings: Findings) -> None:
     """All of it."""
     torch.set_num_threads(THREADS)
     faiss.omp_set_num_threads(THREADS)
-    compare(40_000 if quick else 100_000, SPREADS[:1] if quick else SPREADS, 3 if quick else 7, findings)
+    if quick:
+        compare(40_000, levels=4, spreads=SPREADS[:1], turns=3, findings=findings)
+    else:
+        compare(100_000, levels=LEVELS, spreads=SPREADS, turns=7, findings=findings)
     if quick:
         codes_nC = clustered_codes(1_000_000, LEVELS, CODES, seed=0)
         measure_trie(codes_nC, np.zeros(len(codes_nC), np.int64), "made up to resemble a catalogue's", folder, findings)
@@ -68,12 +71,12 @@ def work(quick: bool, folder: Path, findings: Findings) -> None:
 # ── beside FAISS ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def compare(n: int, spreads: tuple[float, ...], turns: int, findings: Findings) -> None:
+def compare(n: int, levels: int, spreads: tuple[float, ...], turns: int, findings: Findings) -> None:
     """Fit and encode with both."""
     rows, kept = [], []
     for spread in spreads:
         vectors, unseen = clustered_vectors(n, spread, seed=1), clustered_vectors(n // 5, spread, seed=2)
-        keys: dict[str, Any] = {"levels": LEVELS, "codes": CODES, "beam": 1, "iterations": ITERATIONS, "seed": 1}
+        keys: dict[str, Any] = {"levels": levels, "codes": CODES, "beam": 1, "iterations": ITERATIONS, "seed": 1}
         fits: dict[str, Callable[..., Quantizer]] = {"FAISS": fit_faiss, "ours": fit_residual_kmeans}
         seconds, quantizers = {}, {}
         for name, fit in fits.items():
@@ -98,16 +101,16 @@ def compare(n: int, spreads: tuple[float, ...], turns: int, findings: Findings) 
                 [spread, name, f"{seconds[name]:.1f}", f"{rates[name, 1]:,.0f}", f"{rates[name, BEAM]:,.0f}"]
                 + [f"{error:.4f}" for error in errors[name]]
             )
-    limits = _limits()
+    limits = _limits(levels)
     figures = {name: (max if name == "error_ratio_vs_faiss" else min)(one[name] for one in kept) for name in kept[0]}
     header = ["spread", "quantiser", "fit, s", "greedy, vectors/s", f"beam {BEAM}, vectors/s", "error", "error, unseen"]
     findings.add(
-        f"Beside FAISS: {n:,} × {WIDTH}, {LEVELS} × {CODES}",
+        f"Beside FAISS: {n:,} × {WIDTH}, {levels} × {CODES}",
         table(header, rows)
         + "\n\nErrors are Σ‖x - x̂‖² / Σ‖x‖², greedy. The figures are those of the worse spread, the error ratio of the "
         f"worse of seen and unseen vectors. Rates are medians of {turns} turns, the same codebooks in both, and both "
         "give the same tuples but where float32 cannot tell two apart. The products alone, "
-        f"{LEVELS} × {CODES} × {WIDTH} multiply-adds a vector, would allow {limits[torch.float32]:,.0f} vectors/s in "
+        f"{levels} × {CODES} × {WIDTH} multiply-adds a vector, would allow {limits[torch.float32]:,.0f} vectors/s in "
         f"float32 and {limits[torch.bfloat16]:,.0f} in bfloat16 on {THREADS} threads.",
         **figures,
         share_of_float32_limit=figures["encode_vectors_per_s"] / limits[torch.float32],
@@ -144,13 +147,13 @@ def _rates(
     return rates, faster
 
 
-def _limits() -> dict[torch.dtype, float]:
+def _limits(levels: int) -> dict[torch.dtype, float]:
     """Vectors a second that products in this precision would allow, were there nothing else to do."""
     limits = {}
     for dtype in (torch.float32, torch.bfloat16):
         vectors, rows = torch.randn(2048, WIDTH).to(dtype), torch.randn(CODES, WIDTH).to(dtype)
         seconds = min(_timed(torch.mm, vectors, rows.T)[0] for _ in range(50))
-        limits[dtype] = len(vectors) / seconds / LEVELS
+        limits[dtype] = len(vectors) / seconds / levels
     return limits
 
 

@@ -37,6 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import InputError, Lost, Regression, Stopped
 from common.faults import is_main_rank, report_faults, report_lost
+from common.startup import imports_are_done
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -87,6 +88,7 @@ def run_entry(
         interrupted, 143 ended by SIGTERM with work saved. Where the job fell apart it does not return: the process
         ends with status 4, or that of the peer whose own fault it was.
     """
+    imports_are_done()
     flags = Flags(json=False)
     try:
         description = sys.modules[work.__module__].__doc__ or ""

@@ -9,6 +9,8 @@ and so on.
 
 from __future__ import annotations
 
+import common.startup  # noqa: F401  # isort: skip
+
 import dataclasses
 import shutil
 import sys

@@ -14,6 +14,8 @@ must differ; tuples are the quantiser's own: what a code table does to tell apar
 
 from __future__ import annotations
 
+import common.startup  # noqa: F401  # isort: skip
+
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

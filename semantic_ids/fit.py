@@ -9,6 +9,8 @@ plain item ids. With refit_of=codes/older, codes keep the labels of an older tab
 
 from __future__ import annotations
 
+import common.startup  # noqa: F401  # isort: skip
+
 import dataclasses
 import sys
 from collections.abc import Sequence

@@ -6,6 +6,8 @@ in a step and how long each part would take. Nothing of a table is allocated, no
 
 from __future__ import annotations
 
+import common.startup  # noqa: F401  # isort: skip
+
 import dataclasses
 import sys
 import time

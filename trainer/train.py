@@ -5,6 +5,8 @@ Without torchrun it is one process. Tables lie row-wise over the ranks, everythi
 
 from __future__ import annotations
 
+import common.startup  # noqa: F401  # isort: skip
+
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence

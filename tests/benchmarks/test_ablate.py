@@ -46,11 +46,16 @@ def test_the_picture_shows_every_variant() -> None:
 def test_variants_are_trained_compared_and_not_trained_again(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """One of them with a code table of its own."""
     monkeypatch.setattr(ablate, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.harness.RESULTS", tmp_path)
     small = {"model": {"width": 16, "max_history": 16}, "batch": {"tokens": 256, "bins": 1}, "epochs": 2}
     config = tmp_path / "base.yaml"
-    config.write_text(yaml.safe_dump({"train": {"store": str(prepared.store), "codes": str(prepared.codes), **small}}))
+    sections = {
+        "fit_ids": {"store": str(prepared.store), "out": str(tmp_path / "unused"), "levels": 2, "codes": 8},
+        "train": {"store": str(prepared.store), "codes": str(prepared.codes), **small},
+    }
+    config.write_text(yaml.safe_dump(sections))
     plan = {
         "config": str(config),
         "runs": str(tmp_path / "runs"),
@@ -59,6 +64,7 @@ def test_variants_are_trained_compared_and_not_trained_again(
         "keys": ["log_every=1"],
         "seeds": [0],
         "variants": {"plain": [], "no time": ["model.biases.time=false"]},
+        "codes": {"no time": ["codes=4"]},
     }
     (tmp_path / "pair.yaml").write_text(yaml.safe_dump(plan))
     assert ablate.main(["--config", str(tmp_path / "pair.yaml")]) == 0
@@ -82,33 +88,8 @@ def test_variants_are_trained_compared_and_not_trained_again(
     assert ablate.main(["--config", str(tmp_path / "pair.yaml")]) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "NDCG@10" in capsys.readouterr().out
-
-
-def test_a_variant_may_have_a_code_table_of_its_own(
-    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ablate, "RESULTS", tmp_path)
-    monkeypatch.setattr("benchmarks.harness.RESULTS", tmp_path)
-    small = {"model": {"width": 16, "max_history": 16}, "batch": {"tokens": 256, "bins": 1}, "epochs": 1}
-    sections = {
-        "fit_ids": {"store": str(prepared.store), "out": str(tmp_path / "unused"), "levels": 2, "codes": 8},
-        "train": {"store": str(prepared.store), "codes": str(prepared.codes), **small},
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(sections))
-    plan = {
-        "config": str(tmp_path / "base.yaml"),
-        "runs": str(tmp_path / "runs"),
-        "seeds": [0],
-        "variants": {"plain": [], "of its own": []},
-        "codes": {"of its own": ["codes=4"]},
-    }
-    (tmp_path / "pair.yaml").write_text(yaml.safe_dump(plan))
-    assert ablate.main(["--config", str(tmp_path / "pair.yaml")]) == 0
-    own = tmp_path / "runs" / "of-its-own-codes"
+    own = tmp_path / "runs" / "no-time-codes"
     assert json.loads((own / "manifest.json").read_text())["codes"] == 4
     assert not (tmp_path / "unused").exists()
-    used = [
-        yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())
-        for name in ("plain-seed0", "of-its-own-seed0")
-    ]
-    assert [one["codes"] for one in used] == [str(prepared.codes), str(own)]
+    runs = [tmp_path / "runs" / name / "config.yaml" for name in ("plain-seed0", "no-time-seed0")]
+    assert [yaml.safe_load(run.read_text())["codes"] for run in runs] == [str(prepared.codes), str(own)]

@@ -73,16 +73,16 @@ def test_torchrun_restarts_killed_ranks_and_the_run_ends_as_if_nobody_had_been(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
     )
     try:
-        first_records = [kill_after(job.pid, 1, run, steps=17), kill_after(job.pid, 0, run, steps=41)]
+        first_record = kill_after(job.pid, 0, run, steps=17)
         message = job.communicate(timeout=120)[1]
     finally:
         job.terminate()  # its workers with it, where it has not ended
     assert job.returncode == 0, message[-4000:]
 
-    assert first_records[0] == first_records[1] == (run / "metrics.jsonl").read_text().splitlines()[0], (
+    assert first_record == (run / "metrics.jsonl").read_text().splitlines()[0], (
         "a restarted run went on and did not begin anew: the times of its first step are still there"
     )
-    assert len(list((run / "tensorboard").glob("events.*"))) == 3, "three processes wrote them one after another"
+    assert len(list((run / "tensorboard").glob("events.*"))) == 2, "two processes wrote them one after another"
     train_on(2, prepared, whole, *LONG)
     assert losses(run) == losses(whole)
     assert len(losses(run)) == 64
