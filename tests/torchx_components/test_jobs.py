@@ -16,7 +16,7 @@ from torchx.specs.builders import materialize_appdef
 from torchx.specs.file_linter import validate
 
 from sharding.planning.topology import PRESETS
-from tests.yambda_example import write_yambda_example
+from tests.torchx_components.whole_run import write_whole_run
 from torchx_components import jobs
 
 ROOT = Path(__file__).parents[2]
@@ -32,39 +32,6 @@ COMPONENTS = {
 }
 DISTRIBUTED = ("train", "evaluate", "pipeline")
 CONFIG_GIVEN = ["--config", "a.yaml"]  # `pipeline` does not go without
-
-CONFIG = """
-prepare:
-  source: yambda
-  path: {folder}/yambda
-  size: 50m
-  kind: multi_event  # five event types: no rank has an empty shard of their table
-  out: {folder}/store
-fit_ids:
-  store: ${{prepare.out}}
-  out: {folder}/codes
-  levels: 2
-  codes: 8
-encode_ids:
-  store: ${{prepare.out}}
-  codes: ${{fit_ids.out}}
-  out: {folder}/given
-plan:
-  store: ${{prepare.out}}
-  codes: ${{fit_ids.out}}
-  model: ${{train.model}}
-  topology: cpu
-train:
-  run: {folder}/run
-  store: ${{prepare.out}}
-  codes: ${{fit_ids.out}}
-  epochs: 5
-  model: {{width: 8, blocks: 1, heads: 1, head_dim_qk: 8, head_dim_v: 8, max_history: 16}}
-  batch: {{tokens: 64}}
-evaluate:
-  run: ${{train.run}}
-  bootstrap: 10
-"""
 
 
 def torchx_run(component: str, *arguments: str, logs: Path) -> subprocess.CompletedProcess[str]:
@@ -87,9 +54,7 @@ def torchx_run(component: str, *arguments: str, logs: Path) -> subprocess.Comple
 
 def test_every_component_through_torchx(tmp_path: Path) -> None:
     """As users go from one to the next, some over two nodes, which are one machine here, as `local_cwd` makes them."""
-    write_yambda_example(tmp_path / "yambda")
-    config = tmp_path / "run.yaml"
-    config.write_text(CONFIG.format(folder=tmp_path))
+    config = write_whole_run(tmp_path)
     logs = tmp_path / "logs"
 
     def run(component: str, *arguments: str) -> None:
@@ -104,10 +69,10 @@ def test_every_component_through_torchx(tmp_path: Path) -> None:
     assert (tmp_path / "codes again $HOME" / "manifest.json").exists()
     run("plan", "ranks_per_node=2", f"out={tmp_path}/plan")
     assert json.loads((tmp_path / "plan" / "plan.json").read_text())["num_ranks"] == 2
-    run("train", *of_two_nodes(), "epochs=1")
-    (manifest,) = (tmp_path / "run" / "checkpoints").glob("step-*/manifest.json")
-    trained = json.loads(manifest.read_text())
-    assert (trained["world_size"], trained["epoch"]) == (2, 1)  # -j and the override arrived
+    run("train", *of_two_nodes(), "epochs=2")
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"))
+    trained = json.loads(newest.read_text())
+    assert (trained["world_size"], trained["epoch"]) == (2, 2)  # -j and the override arrived
     run("evaluate", "-j", "1x2", "--", "bootstrap=11")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["split"], metrics["protocol"]) == ("leave-last-out", "next")

@@ -17,37 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Prepared
-from tests.yambda_example import write_yambda_example
+from tests.torchx_components.whole_run import write_whole_run
 
 ROOT = Path(__file__).parents[2]
-
-CONFIG = """
-prepare:
-  source: yambda
-  path: {folder}/yambda
-  size: 50m
-  kind: multi_event  # five event types: no rank has an empty shard of their table
-  out: {folder}/store
-fit_ids:
-  store: ${{prepare.out}}
-  out: {folder}/codes
-  levels: 2
-  codes: 8
-  iterations: 2
-plan:
-  out: {folder}/plan
-train:
-  run: {folder}/run
-  store: ${{prepare.out}}
-  codes: ${{fit_ids.out}}
-  epochs: 1
-  model: {{width: 8, blocks: 1, heads: 1, head_dim_qk: 8, head_dim_v: 8, max_history: 16}}
-  batch: {{tokens: 64}}
-evaluate:
-  run: ${{train.run}}
-  bootstrap: 10
-  engines: [exact]
-"""
 
 ENDLESS = "synthesize: {{kind: yambda, out: {folder}/log}}\n"
 """A log of 46 million events: minutes of work for one process."""
@@ -55,19 +27,13 @@ ENDLESS = "synthesize: {{kind: yambda, out: {folder}/log}}\n"
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A whole run over a small raw log."""
-    write_yambda_example(tmp_path / "yambda")
-    return _write(tmp_path, CONFIG)
+    return write_whole_run(tmp_path)
 
 
 @pytest.fixture
 def endless(tmp_path: Path) -> Path:
-    return _write(tmp_path, ENDLESS)
-
-
-def _write(folder: Path, text: str) -> Path:
-    path = folder / "run.yaml"
-    path.write_text(text.format(folder=folder))
+    path = tmp_path / "run.yaml"
+    path.write_text(ENDLESS.format(folder=tmp_path))
     return path
 
 
