@@ -37,7 +37,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import InputError, Lost, Regression, Stopped
 from common.faults import is_main_rank, report_faults, report_lost
-from common.startup import imports_are_done
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -88,6 +87,8 @@ def run_entry(
         interrupted, 143 ended by SIGTERM with work saved. Where the job fell apart it does not return: the process
         ends with status 4, or that of the peer whose own fault it was.
     """
+    from common.startup import imports_are_done  # by whom it is imported, the collector becomes rarer
+
     imports_are_done()
     flags = Flags(json=False)
     try:
