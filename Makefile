@@ -36,7 +36,7 @@ quickstart: $(STAMP)
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ./quickstart.sh
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal
 
 test-cluster: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -v -rs tests/cluster
