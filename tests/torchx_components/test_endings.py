@@ -54,9 +54,9 @@ def test_nodes_hear_how_the_others_ended() -> None:
     first.tell(ends[0])
     other = threading.Thread(target=part)
     other.start()
-    assert first.wait(2, lambda: 2, 20) == ends
+    assert set(first.wait(2, lambda: 2, 20)) == set(ends)  # told at once, heard in either order
     other.join(20)
-    assert heard == [ends]
+    assert [set(told) for told in heard] == [set(ends)]
 
 
 def test_nobody_waits_for_a_dead_node() -> None:
