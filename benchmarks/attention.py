@@ -30,6 +30,9 @@ from model.attention.mask import Mask
 from model.biases import KeyBias, ScoreBiases, TimeBias, alibi_slopes, log_buckets
 
 HEADS, WIDTH = 4, 64
+THREADS = 2
+PRODUCT = 2048
+"""Rows and columns of the matrices whose product is the rate that others are held against."""
 TIME_BUCKETS, DURATION_BUCKETS, ORGANIC_BUCKETS = 64, 32, 3
 SCALE = WIDTH**-0.5
 USERS = {512: 32, 2_048: 8, 8_192: 4}
@@ -217,7 +220,7 @@ def batch_lengths(longest: int, users: int) -> tuple[int, ...]:
 
 def measure_one(name: str, longest: int, users: int, repeats: int) -> dict[str, Any]:
     """In this process: best seconds of a step, memory beyond the inputs, and the matrix-product rate beside it."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     inputs = Inputs.make(batch_lengths(longest, users), torch.bfloat16 if "bf16" in name else torch.float32)
     step = step_of(name, inputs)
     before = resident_bytes()
@@ -234,14 +237,14 @@ def measure_one(name: str, longest: int, users: int, repeats: int) -> dict[str, 
 
 
 def product_rate() -> float:
-    """Operations a second of a float32 product of 2048 × 2048 matrices, the best of some."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    """Operations a second of a product of two `PRODUCT`² matrices in float32, the best of some."""
+    a, b = torch.randn(PRODUCT, PRODUCT), torch.randn(PRODUCT, PRODUCT)
     best = float("inf")
     for _ in range(10):
         start = time.perf_counter()
         torch.mm(a, b)
         best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best
+    return 2 * PRODUCT**3 / best
 
 
 def report_speed(histories: tuple[int, ...], quick: bool, findings: Findings) -> None:
@@ -268,8 +271,8 @@ def report_speed(histories: tuple[int, ...], quick: bool, findings: Findings) ->
     head = ["longest history", "attention", "tokens/s", "peak MB beyond the inputs", "share of the matrix-product rate"]
     text = table(head, rows) + (
         "\n\nBest of several steps, forward and backward. Operations are counted on the causal half, six products "
-        "without recomputation; the rate is that of a 2048³ float32 product in the same process. Peak is the largest "
-        "resident set less what was resident before the first step.\n\n"
+        f"without recomputation; the rate is that of a {PRODUCT}³ float32 product in the same process. Peak is the "
+        "largest resident set less what was resident before the first step.\n\n"
         + "\n".join(f"- {name}: {what}" for name, (_, what) in CONTENDERS.items())
     )
     judged = 2_048 if 2_048 in histories else histories[-1]

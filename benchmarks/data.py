@@ -39,12 +39,16 @@ SHAPES = {512: 8_192, 2_048: 16_384, 8_192: 65_536}
 THINNED = 1.7
 """α of Stochastic Length, with the longest histories once more."""
 
+LOADING_S, TRAINING_STEPS = 15.0, 8
+QUICK_USERS, QUICK_LOADING_S, QUICK_TRAINING_STEPS = 3000, 3.0, 2
+"""How long batches are made for their speed, and how many are trained on for that of training."""
+
 
 def main(quick: bool, folder: Path, findings: Findings) -> None:
     """Measure preparing, loading and thinning."""
     quiet_known_warnings()
     torch.set_num_threads(1)
-    sizes = {"quick": 3000} if quick else {"50m": USERS_PER_50M, "200m": 4 * USERS_PER_50M}
+    sizes = {"quick": QUICK_USERS} if quick else {"50m": USERS_PER_50M, "200m": 4 * USERS_PER_50M}
     prepared = {name: prepare_one(folder, name, users, quick) for name, users in sizes.items()}
     report_prepare(prepared, findings)
     store = EventStore.open(folder / f"store-{next(iter(sizes))}", verify=False)
@@ -190,9 +194,9 @@ def report_loader(store: EventStore, quick: bool, findings: Findings) -> None:
         ratios = work_ratios(one)
         name = f"{history}" if alpha == 2 else f"{history}, α = {alpha}"
         rows.append((name, SHAPES[history], one.padding_share(0), float(np.mean(ratios)), float(np.max(ratios))))
-    seconds = 3.0 if quick else 15.0
+    seconds = QUICK_LOADING_S if quick else LOADING_S
     alone, among = (tokens_per_s(loader(512, world_size), seconds) for world_size in (1, BALANCED_RANKS))
-    training = training_tokens_per_s(loader(512), store, 2 if quick else 8)
+    training = training_tokens_per_s(loader(512), store, QUICK_TRAINING_STEPS if quick else TRAINING_STEPS)
     text = table(
         ["longest history", "tokens a bin", "padding", f"Σ n², max / mean of {BALANCED_RANKS}", "worst step"],
         [[row[0], row[1], f"{row[2]:.2%}", f"{row[3]:.3f}", f"{row[4]:.3f}"] for row in rows],

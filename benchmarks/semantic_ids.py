@@ -38,6 +38,8 @@ ITERATIONS = 10
 SPREADS = (0.3, 0.6)
 """Of vectors around their cluster's centre, of the distance of centres from one another."""
 BEAM = 4
+QUICK_VECTORS, QUICK_ITEMS = 40_000, 1_000_000
+"""Of a quick run: vectors to fit to, and tuples of the trie."""
 ITEMS = 11_460_000
 """Of the made-up catalogue; 82% have a vector, as in Yambda: 9.4 million."""
 
@@ -58,11 +60,11 @@ def work(quick: bool, folder: Path, findings: Findings) -> None:
     torch.set_num_threads(THREADS)
     faiss.omp_set_num_threads(THREADS)
     if quick:
-        compare(40_000, levels=4, spreads=SPREADS[:1], turns=3, findings=findings)
+        compare(QUICK_VECTORS, levels=4, spreads=SPREADS[:1], turns=3, findings=findings)
     else:
         compare(100_000, levels=LEVELS, spreads=SPREADS, turns=7, findings=findings)
     if quick:
-        codes_nC = clustered_codes(1_000_000, LEVELS, CODES, seed=0)
+        codes_nC = clustered_codes(QUICK_ITEMS, LEVELS, CODES, seed=0)
         measure_trie(codes_nC, np.zeros(len(codes_nC), np.int64), "made up to resemble a catalogue's", folder, findings)
     else:
         measure_catalogue(folder, findings)

@@ -1,4 +1,4 @@
-"""Run a function, or a training, on several gloo ranks, as real processes.
+"""Run a function, or a training, on several gloo ranks, or a module alone, as real processes.
 
 Processes are forked from one that has imported everything once and computed nothing: importing takes seconds, on every
 rank of every test.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import socket
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +46,48 @@ def train_on_ranks(size: int, *keys: str) -> None:
     _start(_train, size, size, port, keys)
 
 
+def start_module(
+    module: str, *arguments: str, said: Path | None = None, environment: Mapping[str, str] | None = None
+) -> BaseProcess:
+    """`python -m MODULE ARGUMENT …` in the background.
+
+    Args:
+        said: file for what it prints; its errors go to the file beside that, with `.errors` after its name.
+        environment: this process's own if not given.
+    """
+    given = (dict(os.environ if environment is None else environment), module, arguments, said)
+    process = multiprocessing.get_context("forkserver").Process(target=_become_module, args=given)
+    process.start()
+    return process
+
+
+def run_module(module: str, *arguments: str, said: Path | None = None) -> int:
+    """The same to its end; returns the exit status."""
+    process = start_module(module, *arguments, said=said)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
 def _start(function: Callable[..., None], size: int, *arguments: Any) -> None:
-    given = (dict(os.environ), *arguments)  # not that of the process they are forked from
-    mp.start_processes(function, args=given, nprocs=size, join=True, start_method="forkserver")
+    spawn(function, (dict(os.environ), *arguments), size)  # not that of the process they are forked from
+
+
+def spawn(function: Callable[..., None], args: tuple[Any, ...], nprocs: int, join: bool = True) -> None:
+    """`torch.multiprocessing.spawn` of processes that need not import anything."""
+    mp.start_processes(function, args=args, nprocs=nprocs, join=join, start_method="forkserver")
+
+
+def _become_module(environment: Mapping[str, str], module: str, arguments: Sequence[str], said: Path | None) -> None:
+    if said is not None:
+        for stream, file in ((1, said), (2, f"{said}.errors")):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    torch.set_num_threads(1)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[1:] = arguments
+    sys.modules.pop(module, None)  # it has been imported, and runs as the main one now
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _become(rank: int, size: int, environment: Mapping[str, str]) -> None:

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import activations, harness
 from benchmarks.activations import configurations, kept_by, kept_per_layer, make_tokens
 
-ROOT = Path(__file__).parents[2]
 
-
-def test_the_quick_run_ends_with_every_figure() -> None:
-    before = sorted((ROOT / "benchmarks" / "results").iterdir())
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.activations", "--quick"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    figures = json.loads(done.stdout.splitlines()[-1])
+def test_the_quick_run_ends_with_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(harness.RESULTS.iterdir())
+    assert harness.run("activations", activations.main, ["--quick"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     hstu, recomputed = figures["activation_d_hstu"], figures["activation_d_hstu_recompute"]
     assert recomputed < 6 < 27 < hstu < 30, "bytes in bfloat16: two numbers and a bit, against fourteen numbers"
     assert figures["activation_d_transformer"] > hstu
     assert figures["recompute_time_ratio"] > 0
-    assert sorted((ROOT / "benchmarks" / "results").iterdir()) == before, "a quick run keeps no page"
+    assert sorted(harness.RESULTS.iterdir()) == before, "a quick run keeps no page"
 
 
 @pytest.mark.parametrize("name", ["HSTU", "Transformer", "Transformer++"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,17 @@ from benchmarks.crash_child import RESUMED, TRAINING, Board
 from benchmarks.crash_runs import Strike, differences, faults_of, newest_step, unfinished
 from sharding.world import open_world
 from tests.checkpoint_example import write_chain
+from tests.ranks import run_module
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_killed_trainings_of_one_and_two_ranks_end_as_those_that_nobody_killed() -> None:
+def test_killed_trainings_of_one_and_two_ranks_end_as_those_that_nobody_killed(tmp_path: Path) -> None:
     before = sorted((ROOT / "benchmarks" / "results").iterdir())
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.crash", "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["kills"] == figures["identical"] == 8, done.stdout
+    said = tmp_path / "said"
+    assert run_module("benchmarks.crash", "--quick", said=said) == 0, Path(f"{said}.errors").read_text()
+    figures = json.loads(said.read_text().splitlines()[-1])
+    assert figures["kills"] == figures["identical"] == 8, said.read_text()
     assert figures["mismatches"] == 0
     assert figures["kills_during_writes"] > 0, "of each number of ranks, one stops in a writing to be killed there"
     assert figures["control_noticed"] == 1, "one number moved by the least amount must be found"

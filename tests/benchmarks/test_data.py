@@ -1,26 +1,24 @@
-"""The benchmark runs as a user would run it; its speeds are not judged here, what does not depend on speed is."""
+"""The benchmark, smaller than quick; its speeds are not judged here, what does not depend on speed is."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import pytest
+
+from benchmarks import data, harness
 
 
-def test_the_quick_run_ends_with_every_figure(tmp_path: Path) -> None:
-    before = sorted((ROOT / "benchmarks" / "results").iterdir())
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.data", "--quick", "--scratch", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    figures = json.loads(done.stdout.splitlines()[-1])
+def test_a_quick_run_ends_with_every_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(harness.RESULTS.iterdir())
+    monkeypatch.setattr(data, "QUICK_USERS", 1000)
+    monkeypatch.setattr(data, "QUICK_LOADING_S", 0.2)
+    monkeypatch.setattr(data, "QUICK_TRAINING_STEPS", 1)
+    assert harness.run("data", data.main, ["--quick", "--scratch", str(tmp_path)]) == 0
+    figures = json.loads(capfd.readouterr().out.splitlines()[-1])
     for name in (
         "prepare_events_per_s",
         "prepare_peak_gb",
@@ -34,4 +32,4 @@ def test_the_quick_run_ends_with_every_figure(tmp_path: Path) -> None:
     assert figures["balance_max_over_mean"] <= 1.05
     assert figures["stochastic_length_error"] <= 0.01
     assert list(tmp_path.iterdir()) == [], "what was generated is removed"
-    assert sorted((ROOT / "benchmarks" / "results").iterdir()) == before, "a quick run keeps no page"
+    assert sorted(harness.RESULTS.iterdir()) == before, "a quick run keeps no page"

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import gpu_check
 from benchmarks.gpu_check import Attention, Checked
+from tests.ranks import spawn
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -49,7 +50,8 @@ def test_a_backend_that_fails_does_not_hide_the_others(capsys: pytest.CaptureFix
 
 
 def test_training_on_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways on the CPU; everything moves."""
+    """Both ways on the CPU; everything moves. Ranks are processes of their own, though none that imports anything."""
+    monkeypatch.setattr(gpu_check.multiprocessing, "spawn", spawn)
     trained, train = [], gpu_check.train
     monkeypatch.setattr(gpu_check, "train", lambda *way: trained.append(train(*way)) or trained[-1])
     assert gpu_check.check_training(2, "cpu", "dense").holds

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,23 @@ def test_a_quick_run_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_command_that_fails_is_told() -> None:
     with pytest.raises(RuntimeError, match=r"data\.describe store=nowhere ended with status 2"):
         harness.measure(["-m", "data.describe", "store=nowhere"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["activations", "attention", "checkpoint", "crash", "data", "retrieval", "semantic_ids", "sharding"],
+)
+def test_a_benchmark_is_started_by_its_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python -m` does it; that it measures what it names is seen elsewhere, mostly by calls."""
+    started = list[str]()
+
+    def run(called: str, *_: object) -> int:
+        started.append(called)
+        return 7
+
+    monkeypatch.setattr(harness, "run", run)
+    monkeypatch.setattr(sys, "argv", [name, "--quick"])
+    monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+    assert (started, ended.value.code) == ([name], 7)

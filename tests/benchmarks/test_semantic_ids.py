@@ -1,13 +1,12 @@
-"""The benchmark of semantic ids, quick."""
+"""The benchmark of semantic ids, smaller than quick and on one thread: two wait longer than they work."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import pytest
+
+from benchmarks import harness, semantic_ids
 
 FIGURES = {
     "fit_speedup_vs_faiss",
@@ -18,18 +17,17 @@ FIGURES = {
 }
 
 
-def test_the_quick_run_ends_with_every_figure() -> None:
-    before = sorted((ROOT / "benchmarks" / "results").iterdir())
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.semantic_ids", "--quick"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    figures = json.loads(done.stdout.splitlines()[-1])
+def test_a_quick_run_ends_with_every_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(harness.RESULTS.iterdir())
+    monkeypatch.setattr(semantic_ids, "THREADS", 1)
+    monkeypatch.setattr(semantic_ids, "CODES", 256)
+    monkeypatch.setattr(semantic_ids, "QUICK_VECTORS", 16_000)
+    monkeypatch.setattr(semantic_ids, "QUICK_ITEMS", 100_000)
+    assert harness.run("semantic_ids", semantic_ids.work, ["--quick"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures.keys() >= FIGURES
     assert all(value > 0 for value in figures.values())
     assert figures["error_ratio_vs_faiss"] < 1.02
-    assert sorted((ROOT / "benchmarks" / "results").iterdir()) == before, "a quick run keeps no page"
+    assert sorted(harness.RESULTS.iterdir()) == before, "a quick run keeps no page"

@@ -17,7 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Prepared
+from tests.ranks import run_module
 from tests.torchx_components.whole_run import write_whole_run
+from torchx_components.pipeline import main
+from torchx_components.stages import leading
+from torchx_components.stages.processes import Stops
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,6 +130,36 @@ def port() -> int:
             return found
 
 
+RunHere = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunHere:
+    """One node, to its end, in this process; what it starts are processes that need not import anything."""
+    printed = tmp_path / "printed"
+
+    def read(command: list[str], _environment: object, _stops: Stops) -> tuple[int, str, str]:
+        return started(command, printed), printed.read_text(), Path(f"{printed}.errors").read_text()
+
+    def run(command: list[str], _environment: object, _stops: Stops, _watch: object) -> int:
+        return started(command)
+
+    def started(command: list[str], said: Path | None = None) -> int:
+        assert command[:2] == [sys.executable, "-m"]
+        return run_module(*command[2:], said=said)
+
+    def run_it(config: Path, *arguments: str) -> tuple[int, str]:
+        capfd.readouterr()
+        status = main(["--config", str(config), *arguments])
+        return status, "".join(capfd.readouterr())
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(leading, "read", read)
+    monkeypatch.setattr(leading, "run", run)
+    return run_it
+
+
 def lines(said: str, step: str) -> list[str]:
     """What the pipeline says of a stage."""
     return [line for line in said.splitlines() if line.startswith(f"pipeline: {step}")]
@@ -135,7 +169,7 @@ def lines(said: str, step: str) -> list[str]:
 
 
 def test_a_whole_run_over_two_nodes_and_what_is_done_again_after_a_change(
-    config: Path, nodes: Nodes, port: int
+    config: Path, nodes: Nodes, run_here: RunHere, port: int
 ) -> None:
     folder = config.parent
     keys = [f"prepare.out={folder}/other store", f"train.run={folder}/other"]
@@ -158,14 +192,14 @@ def test_a_whole_run_over_two_nodes_and_what_is_done_again_after_a_change(
     assert not (folder / "store").exists(), "what refers to a key that was given follows it"
 
     # The same with another key of one stage, on another number of nodes: that stage alone is run.
-    status, said = nodes.run(config, *keys, "evaluate.bootstrap=11")
+    status, said = run_here(config, *keys, "evaluate.bootstrap=11")
     assert status == 0, said
     assert [": skipped" in line for line in lines(said, "")] == [True, True, True, False, False]
     assert "on 1 process: `bootstrap` was 10 and is 11" in lines(said, "4/4 evaluate")[0]
     assert (folder / "other" / "metrics.json").read_text() != figures
 
     # What reads what a stage has made anew is run again too.
-    status, said = nodes.run(config, *keys, "--stages", "prepare,fit_ids", "prepare.split.kind=held-out-users")
+    status, said = run_here(config, *keys, "--stages", "prepare,fit_ids", "prepare.split.kind=held-out-users")
     assert status == 0, said
     assert '`split.kind` was "leave-last-out" and is "held-out-users"' in lines(said, "1/2 prepare")[0]
     assert f"what `store` names ({folder / 'other store'}) is not what was read" in lines(said, "2/2 fit_ids")[0]
@@ -174,7 +208,7 @@ def test_a_whole_run_over_two_nodes_and_what_is_done_again_after_a_change(
 # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_faults_of_all_stages_are_told_before_any_work(config: Path, nodes: Nodes) -> None:
+def test_faults_of_all_stages_are_told_before_any_work(config: Path, nodes: Nodes, run_here: RunHere) -> None:
     chosen = ["--stages", "prepare,fit_ids,train", "--ranks", "3"]
     status, said = nodes.run(config, *chosen, "prepare.kind=none", "fit_ids.codez=4", "train.batch.tokens=1")
     assert status == 2
@@ -182,10 +216,16 @@ def test_faults_of_all_stages_are_told_before_any_work(config: Path, nodes: Node
     assert "data.prepare: `kind` is 'none'" in said
     assert "semantic_ids.fit: command line: unknown key `codez`" in said
     assert "trainer.train: `batch.tokens` is 1" in said
-    status, said = nodes.run(config, "--stages", "train", "--ranks", "3")
+    status, said = run_here(config, "--stages", "train", "--ranks", "3")
     assert status == 2
     assert "`batch.bins` is 2, which 3 ranks do not divide" in said
-    assert {path.name for path in config.parent.iterdir()} == {"yambda", "run.yaml", "node-0.log", "node-1.log"}
+    assert {path.name for path in config.parent.iterdir()} == {
+        "yambda",
+        "run.yaml",
+        "node-0.log",
+        "printed",
+        "printed.errors",
+    }
 
 
 def test_a_stage_that_fails_ends_all_nodes_with_its_status(config: Path, nodes: Nodes, port: int) -> None:
@@ -259,7 +299,7 @@ def test_a_training_saves_before_the_pipeline_ends_and_the_same_line_goes_on(
 ) -> None:
     run = config.parent / "run"
     data = [f"train.store={prepared.store}", f"train.codes={prepared.codes}"]
-    line = ["--ranks", "2", "--stages", "train", *data, "train.epochs=400", "train.validate_every=400"]
+    line = ["--stages", "train", *data, "train.epochs=400", "train.validate_every=400"]
     node = nodes.start(config, *line)
     wait_until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0, 120)
     node.process.send_signal(signal.SIGTERM)
@@ -291,8 +331,6 @@ def test_a_training_saves_before_the_pipeline_ends_and_the_same_line_goes_on(
 def test_faults_of_the_command_line(
     config: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchx_components.pipeline import main
-
     reply = config.parent / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(reply))
     assert main(["--config", str(config), *arguments]) == 2

@@ -75,7 +75,12 @@ def test_other_ranks_and_a_look_up_a_token_train_the_same_model(run: Path, prepa
 def test_a_resumed_run_goes_the_way_of_the_uninterrupted_one(
     prepared: Prepared, tmp_path: Path, keys: list[str]
 ) -> None:
-    keys = [*ITEMS, *keys, *(["batch.period_seconds=4000"] if "batch.windows=stream" in keys else [])]
+    keys = [
+        *ITEMS,
+        "validate_every=6",
+        *keys,
+        *(["batch.period_seconds=4000"] if "batch.windows=stream" in keys else []),
+    ]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train_here(prepared, whole, *keys) == 0
     assert train_here(prepared, cut, *keys, "max_steps=3", "batch.workers=1") == 0

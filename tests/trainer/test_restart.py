@@ -186,8 +186,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     for name in left:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("seed: 6\n")
-    assert train_here(prepared, run, "resume=auto") == 0
-    assert losses(run) == losses(whole)
+    assert train_here(prepared, run, "resume=auto", "max_steps=3") == 0
+    assert losses(run) == losses(whole)[:3]
     assert {path.name for path in run.iterdir()} == {
         "config.yaml",
         "plan.json",

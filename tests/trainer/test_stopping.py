@@ -19,7 +19,7 @@ from serving.checkpoints.chain import Checkpoints
 from serving.checkpoints.model import run_storage
 from sharding.world import World
 from tests.conftest import Prepared
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_ranks, start_module
 from tests.trainer.test_train import ROOT, SMALL, losses, parameters, records, train_here, train_on
 from trainer import loop, stopping
 from trainer.checkpoint.writing import Writing
@@ -242,13 +242,9 @@ def test_an_impatient_second_ctrl_c_leaves_at_once_and_earlier_checkpoints_hold(
 # ── signals from outside ─────────────────────────────────────────────────────────────────────────────────
 
 
-def begin(command: list[str], prepared: Prepared, run: Path, *keys: str) -> subprocess.Popen[str]:
-    """A training in the background, LONG."""
-    given_keys = [f"store={prepared.store}", f"codes={prepared.codes}", f"run={run}", *SMALL, *LONG, *keys]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *command, *given_keys], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-    )
+def keys_of(prepared: Prepared, run: Path) -> list[str]:
+    """Of a training in the background, LONG."""
+    return [f"store={prepared.store}", f"codes={prepared.codes}", f"run={run}", *SMALL, *LONG]
 
 
 def wait_for_steps(run: Path, steps: int) -> None:
@@ -264,11 +260,16 @@ def test_a_process_stops_and_goes_on_by_sigterm_and_ctrl_c(prepared: Prepared, t
     run = tmp_path / "run"
     reached = []
     for number, keys, lines in ((signal.SIGTERM, [], 12), (signal.SIGINT, ["resume=true"], 36)):
-        process = begin(["-m", "trainer.train"], prepared, run, *keys)
-        wait_for_steps(run, lines)
-        process.send_signal(number)
-        message = process.communicate(timeout=60)[1]
-        assert process.returncode == 128 + number, message
+        process = start_module("trainer.train", *keys_of(prepared, run), *keys, said=tmp_path / "said")
+        try:
+            wait_for_steps(run, lines)
+            assert process.pid is not None
+            os.kill(process.pid, number)
+            process.join(60)
+        finally:
+            process.kill()  # where it has not ended
+        message = (tmp_path / "said.errors").read_text()
+        assert process.exitcode == 128 + number, message
         reached.append(len(losses(run)))
         assert f"after step {reached[-1]}, which is saved" in message
         assert newest(run) == f"step-{reached[-1]:08d}"
@@ -281,8 +282,14 @@ def test_a_process_stops_and_goes_on_by_sigterm_and_ctrl_c(prepared: Prepared, t
 
 def test_torchrun_told_to_stop_leaves_a_saved_step_from_which_it_goes_on(prepared: Prepared, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer.train"]
-    process = begin(launcher, prepared, run)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [*launcher, "-m", "trainer.train", *keys_of(prepared, run)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for_steps(run, 14)
     process.send_signal(signal.SIGTERM)
     message = process.communicate(timeout=60)[1]

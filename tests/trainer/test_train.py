@@ -1,11 +1,12 @@
-"""Training as users start it: torchrun, several ranks, resumed, repeated. Losses and parameters compared whole."""
+"""Training on several ranks, resumed, repeated. Losses and parameters compared whole.
+
+Under torchrun, as users start it: tests/trainer/test_restart.py.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from serving.checkpoints.model import dense_tensors, find_chain, load_model, run
 from sharding.apply import gather_table, sharded_tables
 from sharding.world import open_world
 from tests.conftest import Prepared
-from tests.ranks import train_on_ranks
+from tests.ranks import run_module, train_on_ranks
 from tests.yambda_example import write_yambda_example
 from trainer.train import main
 
@@ -49,26 +50,8 @@ SMALL = [
 NO_DROPOUT = ["model.dropout=0.0", "model.input_dropout=0.0"]
 
 
-def torchrun(ranks: int, prepared: Prepared, run: Path, *keys: str) -> None:
-    """Train in a job of its own, as a user would."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += [
-        "-m",
-        "trainer.train",
-        f"store={prepared.store}",
-        f"codes={prepared.codes}",
-        f"run={run}",
-        *SMALL,
-        *keys,
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 def train_on(ranks: int, prepared: Prepared, run: Path, *keys: str) -> None:
-    """The same without torchrun, which takes seconds to import everything."""
+    """Train in a job of its own, but without torchrun, under which every rank takes seconds to import everything."""
     train_on_ranks(ranks, f"store={prepared.store}", f"codes={prepared.codes}", f"run={run}", *SMALL, *keys)
 
 
@@ -95,7 +78,7 @@ def parameters(run: Path) -> dict[str, Tensor]:
 def two_ranks(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run on two ranks, with dropout."""
     run = tmp_path_factory.mktemp("two") / "run"
-    torchrun(2, prepared, run)
+    train_on(2, prepared, run)
     return run
 
 
@@ -147,6 +130,7 @@ def test_a_resumed_run_goes_the_way_of_the_uninterrupted_one(
     ],
 )
 def test_every_plan_trains_resumes_and_may_be_loaded_ahead(prepared: Prepared, tmp_path: Path, keys: list[str]) -> None:
+    keys = [*keys, "validate_every=6"]
     assert train_here(prepared, tmp_path / "whole", *keys) == 0
     assert len(losses(tmp_path / "whole")) > 4
     assert losses(tmp_path / "whole")[-1] < losses(tmp_path / "whole")[0]
@@ -167,6 +151,7 @@ def test_every_plan_trains_resumes_and_may_be_loaded_ahead(prepared: Prepared, t
 def test_every_way_of_training_learns_repeats_and_resumes(prepared: Prepared, tmp_path: Path, keys: list[str]) -> None:
     if "model.architecture=sasrec" in keys:
         keys = [*keys, *(f"model.biases.{bias}=false" for bias in ("alibi", "time", "duration", "organic"))]
+    keys = [*keys, "validate_every=6"]
     assert train_here(prepared, tmp_path / "whole", *keys) == 0
     assert losses(tmp_path / "whole")[-1] < 0.97 * losses(tmp_path / "whole")[0]
     assert train_here(prepared, tmp_path / "cut", *keys, "max_steps=7") == 0
@@ -247,23 +232,13 @@ def test_faults_of_a_configuration_are_named_together(
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_message_and_leaves_no_part(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    def limit_files() -> None:  # a real refusal by the kernel, as of a full disk, for files beyond 20 kB
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
     keys = [f"store={prepared.store}", f"codes={prepared.codes}", f"run={tmp_path / 'run'}", *SMALL, "max_steps=1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer.train", *keys],
-        cwd=ROOT,
-        preexec_fn=limit_files,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2, done.stderr[-2000:]
-    faults = [line for line in done.stderr.splitlines() if line.startswith("trainer.train: ")]
+    assert run_module(__name__, *keys, said=tmp_path / "said") == 2
+    told = (tmp_path / "said.errors").read_text()
+    faults = [line for line in told.splitlines() if line.startswith("trainer.train: ")]
     assert len(faults) == 1
     assert "cannot be written" in faults[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in told
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
@@ -341,3 +316,8 @@ def test_a_run_is_neither_overwritten_nor_resumed_differently_by_accident(
     assert "model.width=16" in message
     assert "optimizer.learning_rate" in message
     assert sorted(path.name for path in two_ranks.rglob("*")) == before
+
+
+if __name__ == "__main__":  # on what is as good as a full disk: the kernel refuses files beyond 20 kB
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    sys.exit(main(sys.argv[1:]))
