@@ -118,7 +118,8 @@ def open_world(timeout: timedelta = START) -> Iterator[World]:
             kept = dist.TCPStore(meeting.host, meeting.port, is_master=False, timeout=START)
             meeting = dataclasses.replace(meeting, prefix=name_of_this_start(kept, rank, size))
             store = dist.PrefixStore(meeting.prefix, kept)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        with _until_all_have_come():
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:
         if not is_loss(error):
             raise
@@ -133,6 +134,27 @@ def open_world(timeout: timedelta = START) -> Iterator[World]:
     finally:
         if not isinstance(sys.exception(), Lost):  # or it would wait for those that are gone
             dist.destroy_process_group()
+
+
+@contextmanager
+def _until_all_have_come() -> Iterator[None]:
+    """Have no rank leave `init_process_group` before all are through.
+
+    Gloo alone lets a rank go whose own connections stand. If it then ends, by a fault of the user's, a slower one still
+    finds its connection closed, and says that somebody was lost where somebody had told what to mend.
+    """
+    before = os.environ.get(_INIT_BARRIER)
+    os.environ[_INIT_BARRIER] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_INIT_BARRIER]
+        else:
+            os.environ[_INIT_BARRIER] = before
+
+
+_INIT_BARRIER = "TORCH_DIST_INIT_BARRIER"
 
 
 def name_of_this_start(store: dist.Store, rank: int, size: int) -> str:

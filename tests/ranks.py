@@ -90,7 +90,7 @@ def _become_module(environment: Mapping[str, str], module: str, arguments: Seque
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _become(rank: int, size: int, environment: Mapping[str, str]) -> None:
+def become(rank: int, size: int, environment: Mapping[str, str]) -> None:
     quiet_known_warnings()
     torch.set_num_threads(1)
     os.environ.clear()
@@ -106,7 +106,7 @@ def _enter(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
-    _become(rank, size, environment)
+    become(rank, size, environment)
     store = dist.FileStore(str(Path(folder) / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
     try:
@@ -120,7 +120,7 @@ def _enter(
 def _train(rank: int, environment: Mapping[str, str], size: int, port: int, keys: tuple[str, ...]) -> None:
     from trainer.train import main
 
-    _become(rank, size, environment)
+    become(rank, size, environment)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     status = main(list(keys))
     assert status == 0, f"rank {rank} ended with {status}"
