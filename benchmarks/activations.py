@@ -126,7 +126,8 @@ def kept_by(encoder: nn.Module, x_LD: Tensor, tokens: Tokens) -> Kept:
 
 
 def _tensors(tokens: Tokens) -> list[Tensor]:
-    return [getattr(tokens, leaf.name) for leaf in dataclasses.fields(tokens)]
+    found = (getattr(tokens, leaf.name) for leaf in dataclasses.fields(tokens))
+    return [tensor for tensor in found if tensor is not None]
 
 
 def kept_per_layer(config: ModelConfig, tokens: int, dtype: torch.dtype) -> tuple[float, float]:

@@ -26,8 +26,8 @@ from data.synthetic.lengths import published_lengths
 from model.attention import attention
 from model.attention.jagged_blocks import Distances
 from model.attention.jagged_layout import make_layout
-from model.attention.mask import Mask
 from model.biases import KeyBias, ScoreBiases, TimeBias, alibi_slopes, log_buckets
+from model.mask import Mask
 
 HEADS, WIDTH = 4, 64
 THREADS = 2

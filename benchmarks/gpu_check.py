@@ -36,10 +36,10 @@ from data.batches import Batch, BatchMaker, EventColumns, ItemFeatures, code_dty
 from data.examples import Tokens
 from model.attention import attention
 from model.attention.dropout import Dropout
-from model.attention.mask import Mask
 from model.biases import KeyBias, PositionBias, ScoreBiases, TimeBias, alibi_slopes
 from model.config import AttentionConfig, ModelConfig, Vocabulary
 from model.embeddings import INITIAL_STD, build_embeddings, draw_rows
+from model.mask import Mask
 from model.recommender import Recommender
 from sharding.apply import gather_table, shard_model, sharded_tables
 from sharding.planning.placement import row_wise

@@ -22,18 +22,19 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from data.distinct import Distinct, keep_all, take_distinct
-from data.examples import Tokens
+from data.bags import FEATURE_KEYS as FEATURE_KEYS
+from data.bags import ITEM_KEY as ITEM_KEY
+from data.bags import BagMaker, Rows, codes_of, padded
+from data.distinct import keep_all, take_distinct
+from data.examples import Examples, Tokens
 from data.item_columns import item_columns
-from data.item_records import ARTIST, ARTISTS, CODES, KNOWN, ItemRecords
+from data.item_records import CODES, KNOWN
 from data.item_records import ItemFeatures as ItemFeatures
 from data.item_records import artist_table_rows as artist_table_rows
 from data.item_records import code_dtype as code_dtype
 from data.negatives import BinSeeds, NegativeSampler
 from data.schema import MISSING_DURATION, MISSING_ORGANIC
-
-FEATURE_KEYS = ("rq", "artist_quotient", "artist_remainder", "event_type")
-ITEM_KEY = "item"
+from data.sequences import Windows
 
 NO_TARGET = -1
 NO_DURATION = -1
@@ -41,7 +42,7 @@ NO_DURATION = -1
 
 @dataclass(frozen=True)
 class EventColumns:
-    """A store's flat columns as arrays; `durations` and `organic` are None where the store has none.
+    """A store's flat columns as arrays; `durations`, `organic` and `played` are None where the store has none.
 
     `offsets` is int64 [U + 1], all others are [E] in the dtypes of data/schema.py.
     """
@@ -52,6 +53,7 @@ class EventColumns:
     event_types: np.ndarray
     durations: np.ndarray | None
     organic: np.ndarray | None
+    played: np.ndarray | None = None
 
 
 @dataclass
@@ -64,8 +66,10 @@ class Batch(Pipelineable):
             `artist_quotient` and an empty bag in `artist_remainder`. Of these three, one bag a distinct item, in order
             of first appearance. `event_type`: bags of one id, one a distinct event type. The last bag of each key is
             padding's, and empty. `inverse_indices`, int64 [F, P], says which bag of each key a row is made of, so that
-            a collection of tables gives P rows; the last row is padding's. Made by the plain way: stride L, one bag a
-            token, no `inverse_indices`, P = L.
+            a collection of tables gives P rows; the last row is padding's. Made by the plain way: stride P, one bag a
+            row, no `inverse_indices`; P = L, one row a token, or 2 L + 1 with `candidate_rows_L`. Of a model that
+            predicts actions `event_type` holds these (`data.ranking`), and a row may have no item or no action, which
+            are empty bags.
         rows_L: int64, each token's row among the P.
         item_ids: key ITEM_KEY, stride 1: the distinct items, in the order of their bags; their keys, where they have.
             Behind them, where there are negatives, the targets and negatives that are not among them.
@@ -89,6 +93,11 @@ class Batch(Pipelineable):
         negative_group_L: int64, which row of negatives is a token's; G where it has no target.
         negative_offsets_d: float32, what is added to the score of each of `item_ids` where it is a negative
             (`data.negatives`); None where nothing is.
+        labels_LT: float32, the value that each of T tasks asks for at a token (`data.ranking`); NaN where it asks
+            nothing. This and what follows is None where the output are no actions.
+        alone_L: bool, candidates, which no other token sees; None where there are none among the tokens.
+        candidate_rows_L: int64, which of the P rows is the item whose action is asked for at a token, where the
+            token itself is not that item; P - 1, padding's, where nothing is asked.
     """
 
     features: KeyedJaggedTensor
@@ -108,6 +117,9 @@ class Batch(Pipelineable):
     negative_rows_GM: torch.Tensor | None = None
     negative_group_L: torch.Tensor | None = None
     negative_offsets_d: torch.Tensor | None = None
+    labels_LT: torch.Tensor | None = None
+    alone_L: torch.Tensor | None = None
+    candidate_rows_L: torch.Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """A copy on `device`."""
@@ -159,12 +171,11 @@ class BatchMaker:
         """Prepare what every batch needs: the records of every item."""
         assert negatives is None or features.keys_N is None, "items known by keys have no rows of their own"
         self.columns, self.distinct, self.negatives = columns, distinct, negatives
-        self._level_ids_C = np.arange(features.codes_NC.shape[1]) * features.codes_per_level
-        self._remainders = features.qr_remainders
-        # An unknown artist is an id of its own among the quotients, the table's last row, and no remainder.
-        self._unknown_artist = self._remainders * (artist_table_rows(features.num_artists, self._remainders)[0] - 1)
-        self._items = ItemRecords(features, self._unknown_artist)
-        self._keys_N = None if features.keys_N is None else features.keys_N.numpy()
+        self._bags = BagMaker(features, distinct=distinct)
+
+    def token_lengths(self, of: Examples | Windows) -> np.ndarray:
+        """Tokens of each window, int64 [W]: one an input, of those that are left where `of` says which."""
+        return of.lengths if isinstance(of, Windows) else of.kept_W
 
     def make(
         self,
@@ -182,35 +193,38 @@ class BatchMaker:
         assert len(tokens.at_n) <= budget, f"{len(tokens.at_n)} tokens do not fit a budget of {budget}"
         columns, at = self.columns, tokens.at_n
         found = (take_distinct if self.distinct else keep_all)(columns.items[at], columns.event_types[at])
-        records_d = self._items.of(found.items_d)
-        codes_dC = records_d[CODES].astype(np.int64)
+        records_d = self._bags.records(found.items_d)
+        codes_dC = codes_of(records_d)
         target_items_L, target_codes_LC = self._targets(tokens, codes_dC, records_d[KNOWN], found.item_of_n, budget)
         request_times_n = columns.timestamps[tokens.next_at_n].astype(np.int64)
         if tokens.request_times_B is not None:
             request_times_n[tokens.offsets_B[1:] - 1] = tokens.request_times_B
         # What padding is made of: a bag and a row of its own, or as many as it has tokens.
         empty = 1 if self.distinct else budget - len(at)
-        rows = len(found.item_of_p) + empty
-        bag_rows_P = _padded(found.item_of_p, rows, len(found.items_d))
-        items_d, item_rows_P, of_output = found.items_d, bag_rows_P, {}
+        rows = Rows(
+            found.items_d,
+            found.event_types_k,
+            padded(found.item_of_p, len(found.item_of_p) + empty, len(found.items_d)),
+            found.event_type_of_p,
+        )
+        num_rows = len(rows.item_rows_P)
+        items_d, item_rows_P, of_output = found.items_d, rows.item_rows_P, {}
         if self.negatives is not None:
             assert bins is not None
             targets_n = target_items_L[: len(at)].numpy()
             own = item_columns(self.negatives, found.items_d, targets_n, bins, distinct=self.distinct)
             items_d, of_output = own.items_d, own.padded(budget)
-            item_rows_P = _padded(found.item_of_p, rows, len(items_d))
+            item_rows_P = padded(found.item_of_p, num_rows, len(items_d))
         return Batch(
-            features=self._bags(found, records_d, codes_dC, empty, bag_rows_P),
-            rows_L=_padded(found.pair_of_n, budget, rows - 1) if self.distinct else torch.arange(budget),
-            item_ids=_one_bag(ITEM_KEY, items_d if self._keys_N is None else self._keys_N[items_d]),
+            features=self._bags.features(rows, records_d, codes_dC),
+            rows_L=padded(found.pair_of_n, budget, num_rows - 1) if self.distinct else torch.arange(budget),
+            item_ids=self._bags.item_ids(items_d),
             item_rows_P=item_rows_P,
             offsets=torch.from_numpy(tokens.offsets_B),
-            timestamps_L=_padded(columns.timestamps[at], budget, 0),
-            request_times_L=_padded(request_times_n, budget, 0),
-            durations_L=_padded(_or_missing(columns.durations, at, MISSING_DURATION, NO_DURATION), budget, NO_DURATION),
-            organic_L=_padded(
-                _or_missing(columns.organic, at, MISSING_ORGANIC, MISSING_ORGANIC), budget, MISSING_ORGANIC
-            ),
+            timestamps_L=padded(columns.timestamps[at], budget, 0),
+            request_times_L=padded(request_times_n, budget, 0),
+            durations_L=padded(durations_of(columns, at), budget, NO_DURATION),
+            organic_L=padded(organic_of(columns, at), budget, MISSING_ORGANIC),
             target_items_L=target_items_L,
             target_codes_LC=target_codes_LC,
             loss_weight=torch.tensor(loss_weight, dtype=torch.float32),
@@ -224,7 +238,7 @@ class BatchMaker:
         """Items [L] and codes [L, C] to predict. Most are the next token's, whose record is at hand."""
         used = len(item_of_n)
         targets_n = self.columns.items[tokens.next_at_n].astype(np.int64)
-        codes_LC = np.full((budget, len(self._level_ids_C)), NO_TARGET, dtype=np.int64)
+        codes_LC = np.full((budget, self._bags.levels), NO_TARGET, dtype=np.int64)
         wanted_n = np.zeros(used, dtype=bool)
         elsewhere_n = np.ones(used, dtype=bool)
         if used:
@@ -233,7 +247,7 @@ class BatchMaker:
             wanted_n[:-1] = known_d[following]
             elsewhere_n[:-1] = tokens.next_at_n[:-1] != tokens.at_n[1:]
         elsewhere = np.flatnonzero(elsewhere_n)
-        looked_up = self._items.of(targets_n[elsewhere])
+        looked_up = self._bags.records(targets_n[elsewhere])
         codes_LC[elsewhere], wanted_n[elsewhere] = looked_up[CODES], looked_up[KNOWN]
         if self.negatives is not None:  # an item that has no codes has a row
             codes_LC[:used][~wanted_n] = NO_TARGET
@@ -242,51 +256,17 @@ class BatchMaker:
             wanted_n &= tokens.learn_n
         unwanted = np.flatnonzero(~wanted_n)
         codes_LC[unwanted], targets_n[unwanted] = NO_TARGET, NO_TARGET
-        return _padded(targets_n, budget, NO_TARGET), torch.from_numpy(codes_LC)
-
-    def _bags(
-        self, found: Distinct, records_d: np.ndarray, codes_dC: np.ndarray, empty: int, bag_rows_P: torch.Tensor
-    ) -> KeyedJaggedTensor:
-        items, event_types = len(found.items_d), len(found.event_types_k)
-        artists = self._items.artists(found.items_d, records_d)
-        counts_d, nobody_d = records_d[ARTISTS], records_d[ARTIST] == self._unknown_artist
-        quotients, remainders = artists // self._remainders, artists[artists != self._unknown_artist] % self._remainders
-        levels = len(self._level_ids_C)
-        strides = [items + empty] * 3 + [event_types + empty]
-        lengths = np.zeros(sum(strides), dtype=np.int64)
-        of_items = lengths[: 3 * strides[0]].reshape(3, -1)[:, :items]
-        of_items[0], of_items[1], of_items[2] = levels, counts_d, counts_d - nobody_d
-        lengths[3 * strides[0] :][:event_types] = 1
-        # Written in place: fresh memory, which the system must first find and clear, is what a large batch waits for.
-        ends = np.cumsum([levels * items, len(quotients), len(remainders), event_types]).tolist()
-        values = torch.empty(ends[-1], dtype=torch.int64)
-        np.add(codes_dC, self._level_ids_C, out=values.numpy()[: ends[0]].reshape(items, levels))
-        for begin, end, ids in zip(ends, ends[1:], (quotients, remainders, found.event_types_k), strict=False):
-            values.numpy()[begin:end] = ids
-        keys, lengths_of_bags = list(FEATURE_KEYS), torch.from_numpy(lengths)
-        if not self.distinct:
-            return KeyedJaggedTensor(keys=keys, values=values, lengths=lengths_of_bags, stride=strides[0])
-        event_type_rows_P = _padded(found.event_type_of_p, len(bag_rows_P), event_types)
-        return KeyedJaggedTensor(
-            keys=keys,
-            values=values,
-            lengths=lengths_of_bags,
-            stride_per_key_per_rank=[[stride] for stride in strides],
-            inverse_indices=(keys, torch.stack([bag_rows_P] * 3 + [event_type_rows_P])),
-        )
+        return padded(targets_n, budget, NO_TARGET), torch.from_numpy(codes_LC)
 
 
-def _one_bag(key: str, ids: np.ndarray) -> KeyedJaggedTensor:
-    return KeyedJaggedTensor(
-        keys=[key], values=torch.from_numpy(ids.astype(np.int64)), lengths=torch.tensor([len(ids)]), stride=1
-    )
+def durations_of(columns: EventColumns, at_n: np.ndarray) -> np.ndarray:
+    """Seconds, int64 [n]; NO_DURATION where they are not known."""
+    return _or_missing(columns.durations, at_n, MISSING_DURATION, NO_DURATION)
 
 
-def _padded(values_n: np.ndarray, tokens: int, padding: int) -> torch.Tensor:
-    padded_L = np.empty(tokens, dtype=np.int64)
-    padded_L[: len(values_n)] = values_n
-    padded_L[len(values_n) :] = padding
-    return torch.from_numpy(padded_L)
+def organic_of(columns: EventColumns, at_n: np.ndarray) -> np.ndarray:
+    """0, 1 or MISSING_ORGANIC, int64 [n]."""
+    return _or_missing(columns.organic, at_n, MISSING_ORGANIC, MISSING_ORGANIC)
 
 
 def _or_missing(values: np.ndarray | None, at: np.ndarray, stored: int, missing: int) -> np.ndarray:

@@ -76,6 +76,7 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
         "source": manifest.source,
         **manifest.counts,
         "event_types": dict(zip(manifest.event_types, manifest.event_type_counts, strict=True)),
+        **({"series": manifest.series} if manifest.series else {}),
         "time_range": list(manifest.time_range),
         "duplicates": manifest.duplicates,
         **dataclasses.asdict(figures),

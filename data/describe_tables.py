@@ -99,6 +99,10 @@ def _content(manifest: Manifest) -> Rows:
         (f"· {name}", f"{count:,}", share(count, events))
         for name, count in zip(manifest.event_types, manifest.event_type_counts, strict=True)
     ]
+    rows += [
+        (f"· {name}", f"{series['values']:,} values", f"{series['days']} days" if "days" in series else "")
+        for name, series in manifest.series.items()
+    ]
     for name, second in zip(("first event", "last event"), manifest.time_range, strict=True):
         rows.append((name, moment(second, True, HOUR) if is_dated(manifest) else f"{second:,} s", ""))
     rows.append(("days between", f"{(manifest.time_range[1] - manifest.time_range[0]) / DAY:,.1f}", ""))

@@ -20,6 +20,7 @@ from data.column_files import open_column
 from data.leakage import user_blocks
 from data.manifest import Manifest, describe_files, read_manifest
 from data.parquet_io import damage_told, open_parquet
+from data.series.columns import SeriesColumns, num_values, open_series, series_faults
 from data.split import Split, SplitConfig, make_split
 
 _BLOCK_EVENTS = 2**21
@@ -67,7 +68,10 @@ class EventStore:
             _check_sums(path, manifest)
         store = EventStore(path, manifest)
         if verify:
-            _check_events(store)
+            faults = _event_faults(store)
+            faults += series_faults(path, manifest) if store.has_series else []
+            if faults:
+                raise InputError(*faults)
         return store
 
     @property
@@ -108,6 +112,17 @@ class EventStore:
         """Flat values [E] of a column in the dtype of data/schema.py, read-only, mapped from its file."""
         assert self.has_column(name), f"{self.path} has no column `{name}`; ask has_column first"
         return self._columns[name]
+
+    @property
+    def has_series(self) -> bool:
+        """Whether the store was prepared with slow series."""
+        return bool(self.manifest.series)
+
+    @cached_property
+    def series(self) -> SeriesColumns:
+        """The slow series, mapped from their files."""
+        assert self.has_series, f"{self.path} has no series; ask has_series first"
+        return open_series(self.path, self.manifest)
 
     @property
     def split_config(self) -> SplitConfig:
@@ -217,6 +232,9 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     mapped = [schema.column_file(name) for name in (schema.OFFSETS, *schema.column_names(manifest.optional_columns))]
     if manifest.embedding_width is not None:
         mapped += [schema.EMBEDDED_ITEMS_FILE, schema.VECTORS_FILE]
+    if manifest.series:
+        parquet[schema.SERIES_FILE] = schema.series_schema(), num_values(manifest)
+        mapped += map(schema.series_file, (schema.OFFSETS, *schema.SERIES_COLUMNS))
     faults: list[str] = []
     for name in (*parquet, *mapped):
         try:
@@ -263,18 +281,19 @@ def _check_sums(folder: Path, manifest: Manifest) -> None:
         raise InputError(*faults)
 
 
-def _check_events(store: EventStore) -> None:
+def _event_faults(store: EventStore) -> list[str]:
     """Hold the offsets and every history to the rules of data/schema.py, a block of users at a time."""
     offsets, path = store.offsets, store.path / schema.column_file(schema.OFFSETS)
     if offsets[0] != 0 or offsets[-1] != store.num_events or (np.diff(offsets) < 1).any():
-        raise InputError(
+        return [
             f"{path}: must rise from 0 to the {store.num_events} events of the store, with at least one event a user; "
             "prepare the store again"
-        )
+        ]
     for first, last in user_blocks(offsets, _BLOCK_EVENTS):
         faults = _value_faults(store, first, last)
         if faults:
-            raise InputError(*faults)
+            return faults
+    return []
 
 
 def _value_faults(store: EventStore, first: int, last: int) -> list[str]:

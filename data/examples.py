@@ -3,7 +3,8 @@
 Two things may be drawn anew in each epoch, both a function of (seed, position) alone, so that any rank or worker finds
 the same: the order of events that share a second (`shuffle_ties`), and which inputs Stochastic Length leaves.
 
-B windows of a batch · n tokens · U users · E events.
+B windows of a batch · n tokens · m events of their sequences, the inputs of a window and its last target · U users ·
+E events.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class Tokens:
         learn_n: bool, whether the token has a target; None where all have.
         offsets_B: int64 [B + 1], the windows' ranges.
         request_times_B: int64 [B], seconds, in requests; None in training.
+        last_at_B: int64 [B], flat position of the last target of each window; None where it is what follows the last
+            of its inputs here, as thinning has not taken the newest.
+        answers_n: bool, whether the input's own event is the target of an input, left here or not; None where it is so
+            if the input before it here has one, as nothing lies between the two.
     """
 
     at_n: np.ndarray
@@ -35,6 +40,32 @@ class Tokens:
     learn_n: np.ndarray | None
     offsets_B: np.ndarray
     request_times_B: np.ndarray | None
+    last_at_B: np.ndarray | None = None
+    answers_n: np.ndarray | None = None
+
+    @property
+    def event_at_m(self) -> np.ndarray:
+        """Sequences as an action model reads them: flat positions of each window's inputs, then of its last target.
+
+        Input i of window b is number i + b; no window is empty.
+        """
+        ends_B = self.offsets_B[1:]
+        last_at_B = self.next_at_n[ends_B - 1] if self.last_at_B is None else self.last_at_B
+        event_at_m: np.ndarray = np.insert(self.at_n, ends_B, last_at_B)
+        return event_at_m
+
+    @property
+    def asked_m(self) -> np.ndarray:
+        """Which events of the sequences have their action asked for, bool: never the first, which has no past."""
+        ends_B = self.offsets_B[1:]
+        if self.answers_n is not None:
+            asked_m = np.insert(self.answers_n, ends_B, True)
+        elif self.learn_n is not None:
+            asked_m = np.insert(self.learn_n, self.offsets_B[:-1], False)
+        else:
+            asked_m = np.ones(len(self.at_n) + len(ends_B), dtype=bool)
+        asked_m[self.offsets_B[:-1] + np.arange(len(ends_B))] = False
+        return asked_m
 
 
 @dataclass(frozen=True)
@@ -66,6 +97,23 @@ class Examples:
         predictions_B: np.ndarray = np.minimum(asked_B, self.kept_W[index_B])
         return predictions_B
 
+    def actions(self, index_B: np.ndarray) -> np.ndarray:
+        """How many events of each window have their action asked for, int64 [B].
+
+        As many as `predictions`, but where a window is thinned of which the first inputs are context alone: there it
+        depends on which inputs are left.
+        """
+        actions_B = self.predictions(index_B)
+        windows = self.windows
+        thinned_B = self.kept_W[index_B] < windows.lengths[index_B]
+        unsure = np.flatnonzero(thinned_B & (windows.learn_from[index_B] > windows.start[index_B]))
+        if len(unsure):
+            tokens = self.tokens(index_B[unsure])
+            actions_B[unsure] = np.add.reduceat(
+                tokens.asked_m.astype(np.int64), tokens.offsets_B[:-1] + np.arange(len(unsure))
+            )
+        return actions_B
+
     def tokens(self, index_B: np.ndarray) -> Tokens:
         """The tokens of windows `index_B`."""
         windows = self.windows
@@ -80,12 +128,17 @@ class Examples:
         if windows.are_requests:
             assert windows.asked is not None
             next_at_n[np.cumsum(lengths_B) - 1] = self.offsets[user_B] + windows.asked[index_B]
+        last_at_B, answers_n = None, None
         if (kept_B < lengths_B).any():
             chosen_n = self._thinned(at_n, first_B, lengths_B, kept_B)
+            last_at_B = next_at_n[np.cumsum(lengths_B) - 1]
+            if learn_n is not None:
+                answers_n = np.concatenate([[False], learn_n[:-1]])[chosen_n]
+                learn_n = learn_n[chosen_n]
             at_n, next_at_n = at_n[chosen_n], next_at_n[chosen_n]
-            learn_n = learn_n[chosen_n] if learn_n is not None else None
         request_times_B = windows.request_time[index_B] if windows.request_time is not None else None
-        return Tokens(at_n, next_at_n, learn_n, np.concatenate([[0], np.cumsum(kept_B)]), request_times_B)
+        offsets_B = np.concatenate([[0], np.cumsum(kept_B)])
+        return Tokens(at_n, next_at_n, learn_n, offsets_B, request_times_B, last_at_B, answers_n)
 
     def _learnt(self, index_B: np.ndarray, lengths_B: np.ndarray) -> np.ndarray | None:
         """Which inputs have a target, bool [n]; None where all have."""

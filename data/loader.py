@@ -8,7 +8,7 @@ others, and the number of predictions in a global batch, by which its loss is di
 A plan is a function of (seed, epoch) alone. To resume is to begin at a step: the whole state of a loader is
 `LoaderState`, two numbers and the name of the plan, on any number of ranks.
 
-W windows · L token budget of the batch · B windows in the batch · N items.
+W windows · L token budget of the batch · B windows in the batch.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import InputError
 from common.files import fingerprint_of
 from common.seeding import derive_seed
-from data import schema
-from data.batches import Batch, BatchMaker, EventColumns, ItemFeatures, code_dtype
+from data.batches import Batch, BatchMaker, ItemFeatures
 from data.event_store import EventStore
 from data.examples import Examples
-from data.item_keys import item_keys
 from data.negatives import BinSeeds, NegativeSampler
 from data.packing import balance, pack, pack_in_order, pack_with_room
+from data.ranking.batches import RankingBatchMaker
+from data.ranking.config import ActionsConfig
 from data.sequences import Plan, SameEveryEpoch, Windows
 from data.stochastic_length import StochasticLength
+from data.store_columns import event_columns as event_columns
+from data.store_columns import item_features as item_features
+from data.store_columns import ranking_maker as ranking_maker
 
 
 @dataclass(frozen=True)
@@ -50,49 +52,15 @@ class LoaderState:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """Windows in bins: bin b holds `order[offsets[b] : offsets[b + 1]]`; bins come in whole steps."""
+    """Windows in bins: bin b holds `order[offsets[b] : offsets[b + 1]]`; bins come in whole steps.
+
+    `lengths_W` are in tokens, of which an input may have several.
+    """
 
     examples: Examples
+    lengths_W: np.ndarray
     order: np.ndarray
     offsets: np.ndarray
-
-
-def event_columns(store: EventStore) -> EventColumns:
-    """The columns of a store that batches are made of."""
-    return EventColumns(
-        offsets=store.offsets,
-        items=store.column(schema.ITEM),
-        timestamps=store.column(schema.TIMESTAMP),
-        event_types=store.column(schema.EVENT_TYPE),
-        durations=store.column(schema.DURATION) if store.has_column(schema.DURATION) else None,
-        organic=store.column(schema.ORGANIC) if store.has_column(schema.ORGANIC) else None,
-    )
-
-
-def item_features(
-    store: EventStore,
-    codes_NC: np.ndarray,
-    codes_per_level: int,
-    qr_remainders: int = schema.QR_REMAINDERS,
-    *,
-    keys: bool = False,
-) -> ItemFeatures:
-    """The items of a store with their codes, unsigned as tables hold them (all zero where unknown).
-
-    With `keys`, they also have what a hashed table knows them by.
-    """
-    assert len(codes_NC) == store.num_items, f"{len(codes_NC)} codes for {store.num_items} items"
-    # Converted by NumPy: of unsigned 16 bits torch knows little.
-    dtype = np.int16 if code_dtype(codes_per_level) == torch.int16 else np.int32
-    return ItemFeatures(
-        codes_NC=torch.from_numpy(codes_NC.astype(dtype)),
-        codes_per_level=codes_per_level,
-        artist_offsets=torch.from_numpy(store.artist_offsets.astype(np.int64)),
-        artist_values=torch.from_numpy(store.artist_values.astype(np.int32)),
-        num_artists=store.num_artists,
-        qr_remainders=qr_remainders,
-        keys_N=torch.from_numpy(item_keys(store.item_ids)) if keys else None,
-    )
 
 
 class Loader:
@@ -102,7 +70,7 @@ class Loader:
         store: where the events are.
         item_features: codes and artists of its items.
         plan: what to batch, or one set of windows for all epochs; each window comes exactly once an epoch.
-        tokens: budget of one bin, at least the longest window.
+        tokens: budget of one bin, at least the longest window, of which an input may take several (`ranking`).
         bins: bins of a global step; `world_size` must divide it.
         rank, world_size: whose batches.
         seed: of all that is drawn.
@@ -116,9 +84,11 @@ class Loader:
             model must have the same: a sharded collection of tables learns from its first batch which of the two it is.
         negatives: what targets are held against, for training a model whose output are items. Drawn for each bin by
             (seed, epoch, step, place of the bin in the step) alone.
+        ranking: where given, batches are those of a model that predicts actions (`data.ranking`), and a prediction is
+            an event whose action is asked for. Without negatives.
 
     Raises:
-        InputError: `world_size` does not divide `bins`.
+        InputError: `world_size` does not divide `bins`, or the store lacks what the tasks of `ranking` ask for.
     """
 
     def __init__(
@@ -138,8 +108,10 @@ class Loader:
         longest: int = 0,
         distinct: bool = True,
         negatives: NegativeSampler | None = None,
+        ranking: ActionsConfig | None = None,
     ) -> None:
         """Check that the bins divide among the ranks."""
+        assert ranking is None or negatives is None, "actions are held against no negatives"
         assert 0 <= rank < world_size
         assert len(item_features.codes_NC) == store.num_items
         if bins < 1 or bins % world_size:
@@ -154,8 +126,12 @@ class Loader:
         self.thinning, self.longest = thinning or StochasticLength(), longest
         self.tokens_per_batch = tokens * bins // world_size
         self.store_fingerprint = store.fingerprint
-        self.negatives = negatives
-        self._maker = BatchMaker(event_columns(store), item_features, distinct=distinct, negatives=negatives)
+        self.negatives, self.ranking = negatives, ranking
+        self._maker: BatchMaker | RankingBatchMaker
+        if ranking is None:
+            self._maker = BatchMaker(event_columns(store), item_features, distinct=distinct, negatives=negatives)
+        else:
+            self._maker = ranking_maker(store, item_features, ranking, distinct=distinct)
         self._planned: tuple[int, _Epoch] | None = None
 
     @property
@@ -169,6 +145,10 @@ class Loader:
 
     def lengths(self, epoch: int) -> np.ndarray:
         """Tokens of each of the epoch's windows, thinned where they are; int64 [W]."""
+        return self._epoch(epoch).lengths_W
+
+    def inputs(self, epoch: int) -> np.ndarray:
+        """Inputs that each of the epoch's windows is left with; int64 [W]. As many as tokens, but where it ranks."""
         return self._epoch(epoch).examples.kept_W
 
     def steps_per_epoch(self, epoch: int) -> int:
@@ -181,7 +161,8 @@ class Loader:
         if not self.plan.in_time_order:
             return epochs * self.steps_per_epoch(0)
         budget = self.bins * self.tokens
-        return sum(-(-int(self.plan.windows(epoch).lengths.sum()) // budget) for epoch in range(epochs))
+        windows = (self.plan.windows(epoch) for epoch in range(epochs))
+        return sum(-(-int(self._maker.token_lengths(of_epoch).sum()) // budget) for of_epoch in windows)
 
     def real_tokens(self, epoch: int) -> int:
         """Tokens of the epoch that are no padding, over all ranks."""
@@ -198,7 +179,7 @@ class Loader:
         first = planned.offsets[step * self.bins : (step + 1) * self.bins + 1]
         everyone = planned.order[first[0] : first[-1]]
         bin_of = np.repeat(np.arange(self.bins), np.diff(first))
-        bin_of = balance(planned.examples.kept_W[everyone], bin_of, self.bins, self.tokens)
+        bin_of = balance(planned.lengths_W[everyone], bin_of, self.bins, self.tokens)
         return [everyone[bin_of == place] for place in range(self.bins)]
 
     def batch(self, epoch: int, step: int) -> Batch:
@@ -207,7 +188,8 @@ class Loader:
         bins = self.bins_of_step(epoch, step)
         share = self.bins // self.world_size
         parts = [np.concatenate(bins[rank * share : (rank + 1) * share]) for rank in range(self.world_size)]
-        asked = int(examples.predictions(np.concatenate(parts)).sum())
+        predictions = examples.predictions if self.ranking is None else examples.actions
+        asked = int(predictions(np.concatenate(parts)).sum())
         weight = self.world_size / asked if asked else 0.0
         own = parts[self.rank]
         tokens = examples.tokens(own)
@@ -252,8 +234,8 @@ class Loader:
         if state.plan != self._plan_name():
             raise InputError(
                 f"the checkpoint's loader has plan {state.plan}, this one {self._plan_name()}: store, windows, token "
-                "budget, bins, seed, thinning or negatives differ, so the rest of its epoch cannot be found; resume "
-                "with the same"
+                "budget, bins, seed, thinning, actions or negatives differ, so the rest of its epoch cannot be found; "
+                "resume with the same"
             )
 
     def _plan_name(self) -> str:
@@ -268,7 +250,11 @@ class Loader:
             "thinning": [self.thinning.alpha, self.thinning.selection, self.longest],
             "windows": [len(planned.order), int(planned.examples.windows.stop.sum()), type(self.plan).__name__],
         }
-        return fingerprint_of(plan | ({"negatives": self.negatives.describe()} if self.negatives else {}))
+        if self.negatives is not None:
+            plan["negatives"] = self.negatives.describe()
+        if self.ranking is not None:
+            plan["actions"] = [self.ranking.form, self.ranking.tasks, self.ranking.played_buckets]
+        return fingerprint_of(plan)
 
     def _epoch(self, epoch: int) -> _Epoch:
         if self._planned is None or self._planned[0] != epoch:
@@ -278,27 +264,28 @@ class Loader:
     def _plan_epoch(self, epoch: int) -> _Epoch:
         windows = self.plan.windows(epoch)
         random = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "loader", epoch)))
-        lengths_W = windows.lengths
+        kept_W = windows.lengths
         if self.thinning.is_on:
-            lengths_W = self.thinning.kept_lengths(lengths_W, self.longest, random)
-        _check_budget(lengths_W, self.tokens)
+            kept_W = self.thinning.kept_lengths(kept_W, self.longest, random)
+        columns = self._maker.columns
+        examples = Examples(
+            offsets=columns.offsets,
+            timestamps_E=columns.timestamps,
+            windows=windows,
+            kept_W=kept_W,
+            thinning=self.thinning,
+            tie_limit_U=self.tie_limit_U,
+            seed=derive_seed(self.seed, "examples", epoch),
+        )
+        lengths_W = self._maker.token_lengths(examples)
+        _check_budget(lengths_W, kept_W, self.tokens)
         order, bin_of = self._packed(lengths_W, random)
         by_bin = np.argsort(bin_of, kind="stable")
         num_bins = int(bin_of.max()) + 1 if len(bin_of) else 0
         whole_steps = -(-num_bins // self.bins) * self.bins
         offsets = np.zeros(whole_steps + 1, dtype=np.int64)
         np.cumsum(np.bincount(bin_of, minlength=whole_steps), out=offsets[1:])
-        columns = self._maker.columns
-        examples = Examples(
-            offsets=columns.offsets,
-            timestamps_E=columns.timestamps,
-            windows=windows,
-            kept_W=lengths_W,
-            thinning=self.thinning,
-            tie_limit_U=self.tie_limit_U,
-            seed=derive_seed(self.seed, "examples", epoch),
-        )
-        return _Epoch(examples, order[by_bin], offsets)
+        return _Epoch(examples, lengths_W, order[by_bin], offsets)
 
     def _packed(self, lengths_W: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The order in which windows were packed, and the bin of each."""
@@ -326,10 +313,10 @@ class _Steps(Dataset[Batch]):
         return self.loader.batch(self.epoch, step)
 
 
-def _check_budget(lengths_W: np.ndarray, tokens: int) -> None:
-    longest = int(lengths_W.max()) if len(lengths_W) else 0
-    if longest > tokens:
+def _check_budget(lengths_W: np.ndarray, inputs_W: np.ndarray, tokens: int) -> None:
+    longest = int(np.argmax(lengths_W)) if len(lengths_W) else 0
+    if len(lengths_W) and lengths_W[longest] > tokens:
         raise InputError(
-            f"tokens={tokens} is less than the longest window of {longest} inputs; a bin must hold a window whole: "
-            "raise tokens or lower the longest history"
+            f"tokens={tokens} is less than the longest window of {lengths_W[longest]} tokens, which it has for "
+            f"{inputs_W[longest]} inputs; a bin must hold a window whole: raise tokens or lower the longest history"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ class Manifest:
         duplicates: what was done with events that say the same twice ("keep", "drop", "refuse"), and their number.
         split: which events are held out, the keys of `data.split.SplitConfig`.
         files: name → {"bytes", "sha256"}.
+        series: name → {"values"}, how many it has, in the order in which `series.parquet` numbers them;
+            `preferred_artist` says its "days" as well. Without series the file has no such key, and is what it was
+            before there were any.
     """
 
     format_version: int
@@ -46,14 +49,18 @@ class Manifest:
     duplicates: dict[str, Any]
     split: dict[str, Any]
     files: dict[str, dict[str, Any]]
+    series: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As written to the file."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(self)
+        if not self.series:
+            del content["series"]
+        return content
 
 
 def seal(folder: Path, files: tuple[str, ...], **content: Any) -> Manifest:
-    """Describe a finished store: hash its files, then everything said of it."""
+    """Describe a finished store: hash its files, then everything said of it (no series: leave `series` out)."""
     described = {
         "format_version": schema.FORMAT_VERSION,
         **content,
@@ -90,7 +97,7 @@ def read_manifest(folder: Path) -> Manifest:
             "prepare the store again from its source"
         )
     expected = {field.name for field in dataclasses.fields(Manifest)}
-    faults = [f"{path}: lacks `{name}`" for name in sorted(expected - content.keys())]
+    faults = [f"{path}: lacks `{name}`" for name in sorted(expected - {"series"} - content.keys())]
     faults += [f"{path}: unknown key `{name}`" for name in sorted(content.keys() - expected)]
     if faults:
         raise InputError(*faults)

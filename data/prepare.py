@@ -8,7 +8,7 @@
 MovieLens-100K is obtained by itself: from the cache, GroupLens, or the PyPI wheel recbole==1.2.1, whichever
 has it, checked by SHA-256; `path` names a copy of yours instead. MovieLens-1M is read from `path`, Yambda from the
 files under it, in either layout. A table is any log in Parquet or CSV, rows in any order; keys say which columns mean
-what.
+what. `series` adds slow series of the users, as `series=[demographics,preferred_artist]`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ from common.progress import format_seconds
 from data import duplicates
 from data.manifest import Manifest
 from data.output_folder import check_apart, check_replaceable, check_space, claimed, scratch_beside
+from data.series import choices, preferred_artist
+from data.series.writer import SeriesRequest
 from data.sources import movielens, movielens_1m, movielens_origins, table, yambda, yambda_files
-from data.sources.base import Source
-from data.sources.table_config import TableCatalogue, TableColumns, TableConfig, TableEmbeddings
+from data.sources.base import Source, UserSeries
+from data.sources.movielens_users import DEMOGRAPHICS
+from data.sources.table_config import TableCatalogue, TableColumns, TableConfig, TableEmbeddings, TableSeries
 from data.sources.table_values import TIME_UNITS
 from data.split import SplitConfig
 from data.store_writer import write_event_store
@@ -42,7 +45,7 @@ _TAKES = {
     movielens.NAME: ("path", "cache"),
     movielens_1m.NAME: ("path",),
     yambda.NAME: ("path", "size", "kind", "layout", "min_played_ratio", "embedding"),
-    table.NAME: ("path", "columns", "catalogue", "embeddings", "timestamp_unit", "separator", "sorted"),
+    table.NAME: ("path", "columns", "catalogue", "embeddings", "timestamp_unit", "separator", "sorted", "series_file"),
 }
 """Source → its keys and groups of keys; `source`, `out` and what is in none of these are for all."""
 
@@ -52,6 +55,15 @@ _NEEDS = {
     yambda.NAME: ("path", "kind"),
     table.NAME: ("path", "columns.user", "columns.item", "columns.timestamp"),
 }
+
+
+_SERIES: dict[str, tuple[str, ...]] = {
+    movielens.NAME: DEMOGRAPHICS,
+    movielens_1m.NAME: DEMOGRAPHICS,
+    yambda.NAME: (),
+    table.NAME: (choices.FILE,),
+}
+"""Source → the slow series that it tells of beside its events."""
 
 
 @dataclass
@@ -91,6 +103,13 @@ class PrepareConfig:
     sorted: bool = option(False, "table: each user's rows stand together, in order of time, so that nothing is sorted")
     catalogue: TableCatalogue = group(TableCatalogue, "table: where its items are described")
     embeddings: TableEmbeddings = group(TableEmbeddings, "table: where content embeddings of its items are")
+    series: list[str] = option(
+        [],
+        "slow series of users to keep in the store. preferred_artist: any source that tells artists; demographics, or "
+        f"some of {', '.join(DEMOGRAPHICS)}: MovieLens; file: a table, as `series_file` says",
+    )
+    series_file: TableSeries = group(TableSeries, "table: where slow series of its users are")
+    preferred_artist_days: int = option(30, "length of the periods of preferred_artist", minimum=1)
     duplicates: str | None = option(
         None,
         "what to do with events that say the same as another in every column; where not given, refuse for a table, "
@@ -113,6 +132,11 @@ class PrepareConfig:
             faults.append(f"`min_played_ratio` means nothing to kind={self.kind}, which has no played ratio")
         if self.separator is not None and len(self.separator.replace("\\t", "\t")) != 1:
             faults.append(f"`separator` is {self.separator!r}, must be one character (\\t for a tab)")
+        faults += choices.choice_faults(self.series, _SERIES[self.source], self.source)
+        if self.source == table.NAME and choices.FILE in self.series and self.series_file.path is None:
+            faults.append(f"`series_file.path` is required where `series` names {choices.FILE}")
+        if self.source == table.NAME and choices.FILE not in self.series and self.series_file.path is not None:
+            faults.append(f"`series_file` means nothing where `series` does not name {choices.FILE}; add it")
         if not self.out:
             faults.append("`out` is empty; name a folder")
         if faults:
@@ -148,7 +172,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         check_space(out, source.least_bytes)
         with claimed(out):
             rule = config.duplicates or (duplicates.REFUSE if config.source == table.NAME else duplicates.KEEP)
-            manifest = write_event_store(source, out, config.split, rule)
+            manifest = write_event_store(source, out, config.split, rule, _series_request(config, source))
     left_out = {what: count for what, count in source.left_out.items() if count}
     seconds = time.monotonic() - start
     print(_table(out, manifest, left_out, seconds))
@@ -158,6 +182,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         "source": manifest.source,
         **manifest.counts,
         "event_types": dict(zip(manifest.event_types, manifest.event_type_counts, strict=True)),
+        **({"series": manifest.series} if manifest.series else {}),
         "time_range": list(manifest.time_range),
         "left_out": left_out,
         "duplicates": manifest.duplicates,
@@ -167,22 +192,25 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 
 def _inputs(config: PrepareConfig) -> list[str]:
-    return [path for path in (config.path, config.catalogue.path, config.embeddings.path) if path is not None]
+    paths = (config.path, config.catalogue.path, config.embeddings.path, config.series_file.path)
+    return [path for path in paths if path is not None]
 
 
 def _open_source(config: PrepareConfig, scratch: Path) -> Source:
+    with_users = bool(choices.resolved(config.series, _SERIES[config.source]))
     if config.source == movielens.NAME:
         path = Path(config.path).expanduser() if config.path is not None else None
-        return movielens_origins.load(path, _cache_folder(config.cache))
+        return movielens_origins.load(path, _cache_folder(config.cache), with_users)
     assert config.path is not None
     if config.source == movielens_1m.NAME:
-        return movielens_1m.load(Path(config.path).expanduser())
+        return movielens_1m.load(Path(config.path).expanduser(), with_users)
     if config.source == table.NAME:
         how = TableConfig(
             path=config.path,
             columns=config.columns,
             catalogue=config.catalogue,
             embeddings=config.embeddings,
+            series=config.series_file,
             timestamp_unit=config.timestamp_unit or TIME_UNITS[0],
             separator=config.separator.replace("\\t", "\t") if config.separator is not None else None,
             sorted=config.sorted,
@@ -197,6 +225,17 @@ def _open_source(config: PrepareConfig, scratch: Path) -> Source:
         config.min_played_ratio,
         config.embedding or yambda_files.EMBEDDINGS[0],
     )
+
+
+def _series_request(config: PrepareConfig, source: Source) -> SeriesRequest:
+    names = choices.resolved(config.series, _SERIES[config.source])
+    given: UserSeries | None = None
+    if isinstance(source, table.Table):
+        given = source.series
+    elif isinstance(source, movielens.MovieLens) and names:
+        given = source.demographics(names)
+    by_artist = preferred_artist.NAME in config.series
+    return SeriesRequest(given, config.preferred_artist_days if by_artist else None)
 
 
 def _cache_folder(given: str | None) -> Path:
@@ -220,6 +259,7 @@ def _table(out: Path, manifest: Manifest, left_out: dict[str, int], seconds: flo
         (f"  {name}", f"{count:,}")
         for name, count in zip(manifest.event_types, manifest.event_type_counts, strict=True)
     ]
+    rows += [(f"  {name}", f"{series['values']:,} values") for name, series in manifest.series.items()]
     rows += [("time", times), *(("left out", f"{count:,} {what}") for what, count in left_out.items())]
     found, rule = manifest.duplicates["found"], manifest.duplicates["rule"]
     if found:
@@ -227,7 +267,8 @@ def _table(out: Path, manifest: Manifest, left_out: dict[str, int], seconds: flo
     rows.append(("split", f"{manifest.split['kind']}; every event was held against it, none leaks"))
     rows += [("fingerprint", manifest.fingerprint)]
     lines = [f"{out}: event store of {' '.join(manifest.source.values())}, made in {format_seconds(seconds)}"]
-    return "\n".join(lines + [f"  {name:<14} {value}" for name, value in rows])
+    width = max(14, *(len(name) for name, _ in rows))
+    return "\n".join(lines + [f"  {name:<{width}} {value}" for name, value in rows])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,11 @@ same buffers as one Arrow row per user. `embeddings/`, where the source has cont
 of the items that have one, in any order, and their vectors, as such files too. `users.parquet`, `items.parquet`,
 `artists.parquet` and, where there are albums, `albums.parquet` describe users and catalogue in dense order.
 
+Where slow series were asked for, `series/` is a second jagged table, of a user's slowly changing states (a gender, a
+subscription, the artist preferred in the last month): an entry is the instant from which a value holds, and a user's
+entries strictly ascend by time, those of one instant by the order of their series. `series.parquet` describes the
+values of all series, which are numbered together.
+
 Raw ids (users, items, artists) are kept as strings: every source's ids fit without loss, and nothing
 after preparation computes with them; all else speaks of dense indices 0, 1, 2, ….
 """
@@ -58,6 +63,17 @@ ALBUMS = "albums"
 TITLE = "title"
 
 MAX_EVENT_TYPES = 256
+MAX_SERIES = 255
+"""So that how many of them a user has fits into a byte."""
+
+SERIES_FILE = "series.parquet"
+SERIES_FOLDER = "series"
+SERIES = "series"
+VALUE = "value"
+SERIES_ENTRIES = "series_entries"
+"""Among the manifest's counts, in stores with series."""
+UNKNOWN_VALUE = "unknown"
+"""The text of the value that says that nothing is known any more."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,9 @@ EVENT_COLUMNS = {
     )
 }
 
+SERIES_COLUMNS: dict[str, np.dtype[Any]] = {TIMESTAMP: np.dtype(np.uint32), VALUE: np.dtype(np.uint32)}
+"""One value per entry: the second from which on it holds, as the events' timestamps, and the number of the value."""
+
 REQUIRED_COLUMNS = (ITEM, TIMESTAMP, EVENT_TYPE)
 OPTIONAL_COLUMNS = (DURATION, ORGANIC, PLAYED_RATIO)
 
@@ -97,6 +116,11 @@ OPTIONAL_COLUMNS = (DURATION, ORGANIC, PLAYED_RATIO)
 def column_file(name: str) -> str:
     """Path of an event column, or of the offsets, within a store."""
     return f"{EVENTS_FOLDER}/{name}.npy"
+
+
+def series_file(name: str) -> str:
+    """Path of a column of the series, or of their offsets, within a store."""
+    return f"{SERIES_FOLDER}/{name}.npy"
 
 
 def column_names(optional: Sequence[str]) -> tuple[str, ...]:
@@ -134,3 +158,17 @@ def artists_schema() -> pa.Schema:
 def albums_schema() -> pa.Schema:
     """Arrow schema of `albums.parquet`: row i is the album with dense index i."""
     return pa.schema([pa.field(ALBUM, pa.string(), nullable=False)])
+
+
+def series_schema() -> pa.Schema:
+    """Arrow schema of `series.parquet`: row v is the value with number v, those of a series together.
+
+    `artist` is its dense index where the value is an artist, else null.
+    """
+    return pa.schema(
+        [
+            pa.field(SERIES, pa.string(), nullable=False),
+            pa.field(VALUE, pa.string(), nullable=False),
+            pa.field(ARTIST, pa.uint32()),
+        ]
+    )

@@ -162,6 +162,27 @@ def request_windows(held: HeldOut, max_history: int) -> Windows:
     )
 
 
+def covering_windows(first_U: np.ndarray, stop_U: np.ndarray, max_history: int) -> Windows:
+    """Windows in which each of the users' events [first, stop) is a target once, with those before it as context.
+
+    A user's form one window, or several if they are more than half of `max_history`: so that the first of them, too,
+    has a past in its window. Held to no rule about what may be learnt from.
+
+    Args:
+        first_U: int64, at least 1 where there are any: a user's first event has no past to predict it.
+        stop_U: int64, not below `first_U`.
+    """
+    users = np.flatnonzero(stop_U > first_U)
+    assert (first_U[users] > 0).all(), "an event without a past cannot be predicted from it"
+    share = max(max_history // 2, 1)
+    parts = -(-(stop_U - first_U)[users] // share)
+    user_W = np.repeat(users, parts)
+    part_W = np.arange(len(user_W)) - np.repeat(np.cumsum(parts) - parts, parts)
+    first_W = first_U[user_W] + part_W * share
+    last_W = np.minimum(first_W + share, stop_U[user_W]) - 1
+    return Windows(user_W, np.maximum(last_W - max_history, 0), last_W, first_W - 1)
+
+
 def _checked(
     split: Split, user_W: np.ndarray, stop_W: np.ndarray, max_history: int, learn_from_W: np.ndarray | None = None
 ) -> Windows:
@@ -227,15 +248,10 @@ class TimeStream:
         opens = self._origin + epoch * self.period_seconds
         first_U = np.maximum(self._training_events_before(opens), 1)  # a user's first event has no past to predict it
         new_U = self._training_events_before(opens + self.period_seconds) - first_U
-        users = np.flatnonzero(new_U > 0)
-        share = max(self.max_history // 2, 1)
-        parts = -(-new_U[users] // share)
-        user_W = np.repeat(users, parts)
-        part_W = np.arange(len(user_W)) - np.repeat(np.cumsum(parts) - parts, parts)
-        first_W = first_U[user_W] + part_W * share  # the first event to be predicted
-        stop_W = np.minimum(first_W + share, first_U[user_W] + new_U[user_W]) - 1  # the last one
-        order = np.argsort(self.timestamps_E[self.offsets[user_W] + stop_W], kind="stable")
-        return _checked(self.split, user_W[order], stop_W[order], self.max_history, first_W[order] - 1)
+        windows = covering_windows(first_U, first_U + np.maximum(new_U, 0), self.max_history)
+        order = np.argsort(self.timestamps_E[self.offsets[windows.user] + windows.stop], kind="stable")
+        user_W, stop_W, learn_from_W = windows.user[order], windows.stop[order], windows.learn_from[order]
+        return _checked(self.split, user_W, stop_W, self.max_history, learn_from_W)
 
     def _training_events_before(self, time: int) -> np.ndarray:
         counts_U: np.ndarray = np.minimum(events_before(self.timestamps_E, self.offsets, time), self.split.train_end_U)

@@ -10,6 +10,8 @@ manifest names its kind and seconds, and `EventStore.split()` finds the position
 Kinds:
     leave-last-out      each user's last event is the test, the one before it the validation. A request sees all before
                         its target: a test request the validation event too, as a service would have.
+    leave-last-share    each user's last events are the test, as many before them the validation: `test_share` of the
+                        history each. For ranking, which needs many events to tell models apart.
     temporal            by the clock, for all users alike, from the end of the log backwards:
                             train | gap | validation | gap | test, end
                         Events in a gap are neither learnt from nor asked for. A request sees the events before the gap
@@ -34,8 +36,9 @@ from common.config import option
 from common.errors import InputError
 from data.ranges import partition_points
 
-LEAVE_LAST_OUT, TEMPORAL, YAMBDA, HELD_OUT_USERS = "leave-last-out", "temporal", "yambda", "held-out-users"
-KINDS = (LEAVE_LAST_OUT, TEMPORAL, YAMBDA, HELD_OUT_USERS)
+LEAVE_LAST_OUT, LEAVE_LAST_SHARE = "leave-last-out", "leave-last-share"
+TEMPORAL, YAMBDA, HELD_OUT_USERS = "temporal", "yambda", "held-out-users"
+KINDS = (LEAVE_LAST_OUT, LEAVE_LAST_SHARE, TEMPORAL, YAMBDA, HELD_OUT_USERS)
 
 DAY = 86_400
 YAMBDA_END = 26_000_000
@@ -56,7 +59,12 @@ class SplitConfig:
     end: int | None = option(
         None, "temporal: end of the test period, a timestamp; the second after the log's last event where not given"
     )
-    test_share: float = option(0.1, "held-out-users: share of the users that is held out", minimum=0)
+    test_share: float = option(
+        0.1,
+        "held-out-users: share of the users that is held out; leave-last-share: of each user's events for the test, "
+        "and the same for validation",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         """Check that there is something to learn and something to ask for."""
@@ -71,6 +79,11 @@ class SplitConfig:
             self.end = YAMBDA_END
         if not 0 < self.test_share < 1:
             raise InputError(f"`split.test_share` is {self.test_share}, must lie between 0 and 1")
+        if self.kind == LEAVE_LAST_SHARE and self.test_share >= 0.5:
+            raise InputError(
+                f"`split.test_share` is {self.test_share}, must be below 0.5 with split.kind={LEAVE_LAST_SHARE}, which "
+                f"holds out as much again for validation"
+            )
 
     @property
     def by_the_clock(self) -> bool:
@@ -168,6 +181,8 @@ def make_split(
     lengths_U = np.diff(offsets)
     if config.kind == LEAVE_LAST_OUT:
         return leave_last_out(offsets, timestamps_E)
+    if config.kind == LEAVE_LAST_SHARE:
+        return leave_last_share(config.test_share, offsets, timestamps_E)
     if config.kind == HELD_OUT_USERS:
         return held_out_users(config.test_share, lengths_U, timestamps_E[offsets[1:] - 1])
     if time_range is None:
@@ -188,6 +203,25 @@ def leave_last_out(offsets: np.ndarray, timestamps_E: np.ndarray) -> Split:
         return HeldOut(at_U, at_U, at_U + enough_U, _times(timestamps_E, offsets, at_U))
 
     return Split(np.where(enough_U, lengths_U - 2, lengths_U), last_but(1), last_but(0))
+
+
+def leave_last_share(share: float, offsets: np.ndarray, timestamps_E: np.ndarray) -> Split:
+    """Hold out the last events of each user, at least one, for the test, and as many before them for validation.
+
+    A request is made at the time of the first event asked for. Histories of fewer than 3 events, and those of which
+    nothing would be left to learn from, are all training.
+    """
+    lengths_U = np.diff(offsets)
+    held_U = np.maximum(np.round(lengths_U * share).astype(np.int64), 1)
+    held_U = np.where((lengths_U >= 3) & (2 * held_U < lengths_U), held_U, 0)
+
+    def last_but(times: int) -> HeldOut:
+        stop_U = lengths_U - times * held_U
+        start_U = stop_U - held_U
+        at_U = np.minimum(start_U, np.maximum(lengths_U - 1, 0))
+        return HeldOut(start_U, start_U, stop_U, _times(timestamps_E, offsets, at_U))
+
+    return Split(lengths_U - 2 * held_U, last_but(1), last_but(0))
 
 
 def held_out_users(share: float, lengths_U: np.ndarray, last_times_U: np.ndarray) -> Split:

@@ -19,12 +19,17 @@ from data.column_files import ColumnWriter
 from data.leakage import prove_no_leakage
 from data.manifest import Manifest, seal
 from data.parquet_io import parquet_writer
+from data.series.writer import SeriesRequest, SeriesWriter
 from data.sources.base import Histories, Source
 from data.split import SplitConfig
 
 
 def write_event_store(
-    source: Source, target: Path, split: SplitConfig | None = None, on_duplicates: str = duplicates.KEEP
+    source: Source,
+    target: Path,
+    split: SplitConfig | None = None,
+    on_duplicates: str = duplicates.KEEP,
+    series: SeriesRequest | None = None,
 ) -> Manifest:
     """Read `source` and write its event store to `target`, whole or not at all.
 
@@ -32,6 +37,7 @@ def write_event_store(
         split: which events are held out, leave-last-out where not given. Proven to leak nothing before the store is
             made visible.
         on_duplicates: one of `data.duplicates.RULES`.
+        series: which slow series the store shall have, none where not given.
 
     Raises:
         InputError: a fault in the source, or a split that leaves nothing; an existing `target` stays as it was.
@@ -40,6 +46,7 @@ def write_event_store(
     with write_folder_aside(target) as folder:
         catalogue = source.catalogue()
         files = write_catalogue(folder, catalogue)
+        series_writer = SeriesWriter(series, catalogue) if series else None
         totals = _write_events(folder, source, len(catalogue.item_ids), on_duplicates)
         files += [schema.USERS_FILE, schema.column_file(schema.OFFSETS)]
         files += map(schema.column_file, schema.column_names(source.optional_columns))
@@ -48,6 +55,12 @@ def write_event_store(
             embeddings = write_embeddings(folder, source, source.embedding_width)
             files += [schema.EMBEDDED_ITEMS_FILE, schema.VECTORS_FILE]
         prove_no_leakage(folder, split, totals.users, (totals.first, totals.last))
+        of_series: dict[str, Any] = {}
+        series_counts: dict[str, int] = {}
+        if series_writer is not None:
+            names, entries, of_series["series"] = series_writer.write(folder, totals.users, totals.first)
+            files += names
+            series_counts[schema.SERIES_ENTRIES] = entries
         manifest = seal(
             folder,
             tuple(files),
@@ -59,6 +72,7 @@ def write_event_store(
                 "artists": len(catalogue.artists.ids),
                 "albums": len(catalogue.albums.ids) if catalogue.albums is not None else 0,
                 "embeddings": embeddings,
+                **series_counts,
             },
             event_types=source.event_types,
             event_type_counts=tuple(totals.by_type.tolist()),
@@ -69,6 +83,7 @@ def write_event_store(
             time_range=(totals.first, totals.last),
             duplicates={"rule": on_duplicates, "found": totals.duplicates},
             split=to_plain(split),
+            **of_series,
         )
         write_json_atomically(folder / schema.MANIFEST_FILE, manifest.to_json())
     return manifest

@@ -40,6 +40,7 @@ from evaluation.guardrails.run import GuardrailContext, run_guardrails
 from evaluation.metrics.comparison import compare_evaluations, regressions
 from evaluation.outputs import FIGURES, PARTS, RANKS, REPORT, Ranks, output_path, write_ranks
 from evaluation.parts import Parts
+from evaluation.ranking.evaluate import evaluate_ranking
 from evaluation.report import render_report
 from evaluation.requests import NEXT, Requests, make_requests, without_time
 from evaluation.results import Evaluation, Ints
@@ -83,14 +84,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def evaluate_in(config: EvaluateConfig, world: World) -> dict[str, Any]:
     """`evaluate`, among processes that have found one another; every rank returns the same."""
     subject = open_subject(config, world)
-    denied = read_deny_list(Path(config.deny), subject.store) if config.deny else None
-    findings = find(subject, denied, world)
-    told: list[dict[str, Any] | None] = [None]
-    if findings is not None:
-        told = [write_results(subject, findings, denied)]
+    evaluated = evaluate_ranking if subject.predicts_actions else evaluate_lists
+    told = [evaluated(subject, world)]
     dist.broadcast_object_list(told, src=0)
     assert told[0] is not None
     return told[0]
+
+
+def evaluate_lists(subject: Subject, world: World) -> dict[str, Any] | None:
+    """A model that retrieves; what `metrics.json` holds, on rank 0."""
+    config = subject.config
+    denied = read_deny_list(Path(config.deny), subject.store) if config.deny else None
+    findings = find(subject, denied, world)
+    return None if findings is None else write_results(subject, findings, denied)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,11 @@ class Subject:
         return self.config.protocol or protocol_of(self.store.split_config.kind)
 
     @property
+    def predicts_actions(self) -> bool:
+        """Whether the model ranks what it is shown, instead of making lists."""
+        return bool(self.manifest.model["output"]["kind"] == "actions")
+
+    @property
     def filter_history(self) -> bool:
         """As asked for, or as it goes with the protocol."""
         asked = self.config.filter_history
@@ -85,6 +90,8 @@ def open_subject(config: EvaluateConfig, world: World) -> Subject:
     ablated = read_ablations(Path(config.ablations)) if config.ablations else None
     subject = Subject(config, run, chain, store, codes, {}, ablated)
     others = {"against": config.against, "id_baseline": config.id_baseline}
+    if subject.predicts_actions:
+        return subject
     references = {name: read_reference(subject, Path(given)) for name, given in others.items() if given}
     return dataclasses.replace(subject, references=references)
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import BiasConfig
+from model.mask import Mask
 
 MAX_SECONDS = 2**31 - 1
 """68 years: the longest time that is told apart, so that int32 suffices. Bucket 62."""
@@ -70,9 +70,10 @@ class Tokens:
 
     Args:
         offsets: int64 [B+1], the users' ranges; tokens from offsets[-1] on are padding.
-        positions_L: int64, place of the token in its user's range (meaningless in the padding).
+        positions_L: int64, place of the token in its user's history, `Mask.positions` (meaningless in the padding).
         query_times_L, key_times_L: int64 seconds.
         duration_buckets_L, organic_L: int64 buckets.
+        alone_L: bool, candidates, which nobody else sees; None where there are none.
     """
 
     offsets: Tensor
@@ -81,6 +82,12 @@ class Tokens:
     key_times_L: Tensor
     duration_buckets_L: Tensor
     organic_L: Tensor
+    alone_L: Tensor | None = None
+
+    @property
+    def mask(self) -> Mask:
+        """Who sees whom."""
+        return Mask(self.offsets, self.alone_L)
 
 
 def describe_tokens(
@@ -90,16 +97,18 @@ def describe_tokens(
     request_times_L: Tensor,
     durations_L: Tensor,
     organic_L: Tensor,
+    alone_L: Tensor | None = None,
 ) -> Tokens:
     """Buckets and clocks of a batch, computed once for all blocks; a missing duration (-1) takes the last bucket."""
     known = log_buckets(durations_L, cfg.duration_buckets - 1).long()
     return Tokens(
         offsets=offsets,
-        positions_L=torch.ops.fbgemm.offsets_range(offsets[:-1].contiguous(), timestamps_L.numel()),
+        positions_L=Mask(offsets, alone_L).positions(timestamps_L.numel()),
         query_times_L=request_times_L if cfg.time_reference == "next" else timestamps_L,
         key_times_L=timestamps_L,
         duration_buckets_L=torch.where(durations_L < 0, cfg.duration_buckets - 1, known),
         organic_L=organic_L,
+        alone_L=alone_L,
     )
 
 
@@ -122,20 +131,22 @@ class KeyBias:
 
 @dataclass(frozen=True)
 class PositionBias:
-    """`table_HP[h, min(i - j, P - 1)]`, i and j being flat numbers of tokens of one user."""
+    """`table_HP[h, min(distance, P - 1)]` of two tokens of one user."""
 
     table_HP: Tensor
 
 
 @dataclass(frozen=True)
 class ScoreBiases:
-    """Everything added to the score of a query i and a key j ≤ i of the same user; None and () are switched off.
+    """Everything added to the score of a query i and a key j that it sees; None and () are switched off.
+
+    Their distance is that of their places in the history, `Mask.positions`: i - j where no token is alone.
 
     Args:
-        slopes_H: ALiBi, adds `-slopes_H[h] * (i - j)`.
+        slopes_H: ALiBi, adds `-slopes_H[h] * distance`.
         time: a bias by the time between them.
         by_key: biases by a property of the key.
-        position: a learned bias by the distance i - j.
+        position: a learned bias by the distance.
     """
 
     slopes_H: Tensor | None = None
@@ -147,6 +158,18 @@ class ScoreBiases:
         """The sum of what is looked up by key, [L, H]; linear in tokens, so its gradient is left to autograd."""
         looked_up = [F.embedding(bias.buckets_L, bias.table_HK.to(dtype).T) for bias in self.by_key]
         return functools.reduce(torch.add, looked_up) if looked_up else None
+
+    def own_bias_LH(self, tokens: int, dtype: torch.dtype) -> Tensor | None:
+        """What is added to a token's score with itself, at a distance of zero: [L, H], likewise."""
+        own = [self.key_bias_LH(dtype)]
+        if self.time is not None:
+            table_HT = self.time.table_HT.to(dtype)
+            bucket_L = log_buckets(self.time.query_times_L - self.time.key_times_L, table_HT.shape[1])
+            own.append(F.embedding(bucket_L, table_HT.T))
+        if self.position is not None:
+            own.append(self.position.table_HP[:, 0].to(dtype).expand(tokens, -1))
+        present = [x for x in own if x is not None]
+        return functools.reduce(torch.add, present) if present else None
 
 
 class BiasTables(nn.Module):

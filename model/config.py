@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from common.config import group, option
 from common.errors import InputError
+from data.ranking.config import INTERLEAVED, MERGED
 from data.schema import QR_REMAINDERS
 from model.hashing_config import HashingConfig
+from model.heads_config import HeadsConfig as HeadsConfig
+from model.heads_config import plain
 
 BACKENDS = ("jagged", "dense", "flex", "triton")
 
@@ -29,7 +32,8 @@ class AttentionConfig:
     )
     normalise_by: str = option(
         "max",
-        "n of silu attention; max: the fixed max_history; length: the number of tokens that the query attends to",
+        "n of silu attention; max: the fixed max_history or, with output.kind=actions, the most places that a window's "
+        "tokens have; length: the number of tokens that the query attends to",
         choices=("max", "length"),
     )
     scale: str = option(
@@ -84,36 +88,6 @@ class BiasConfig:
         "published HSTU code); current: when the query's own event happened",
         choices=("next", "current"),
     )
-
-
-@dataclass
-class HeadsConfig:
-    """What comes out: a cascade of heads, one per code level, or a score of each item's own row."""
-
-    kind: str = option(
-        "codes",
-        "codes: a distribution over each level's codes, given those before; items: the cosine of the user's vector and "
-        "the item's row, which is the input's too (needs items.kind=vocabulary)",
-        choices=("codes", "items"),
-    )
-    gated: bool = option(True, "kind=codes: earlier codes also scale the hidden vector, not only shift it")
-    logit_scale: float = option(20.0, "kind=codes: what the logits are multiplied by: 1 / temperature")
-    temperature: float = option(0.05, "kind=items: what the cosines are divided by", minimum=0)
-    chunk_tokens: int = option(256, "tokens whose logits (of one level) are held at once", minimum=1)
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
-        faults = []
-        if self.temperature == 0:
-            faults.append("temperature=0.0 makes scores infinite: must be above 0")
-        of_others = {"codes": {"temperature": 0.05}, "items": {"gated": True, "logit_scale": 20.0}}[self.kind]
-        faults += [
-            f"{key}={_plain(getattr(self, key))} means nothing with kind={self.kind}: leave it out"
-            for key, default in of_others.items()
-            if getattr(self, key) != default
-        ]
-        if faults:
-            raise InputError(*faults)
 
 
 @dataclass
@@ -194,7 +168,9 @@ class ModelConfig:
     recompute: bool = option(
         False, "hstu: compute norms, projections and gates anew in the backward instead of keeping them: less memory"
     )
-    max_history: int = option(200, "longest history; also the fixed n of silu attention", minimum=1)
+    max_history: int = option(
+        200, "longest history, in events; also the fixed n of silu attention, where an event is one token", minimum=1
+    )
     norm_eps: float = option(1e-6, "ε of the norms", minimum=0)
     qr_remainders: int = option(QR_REMAINDERS, "R of the quotient-remainder artist tables", minimum=1)
     attention: AttentionConfig = group(AttentionConfig, "attention")
@@ -223,6 +199,30 @@ class ModelConfig:
         if faults:
             raise InputError(*faults)
 
+    @property
+    def form(self) -> str | None:
+        """How items and actions become tokens; None where the output are no actions, and a token is an event."""
+        return self.output.actions.form if self.output.kind == "actions" else None
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of one user's window."""
+        return int(self.window_tokens(self.max_history))
+
+    @property
+    def max_places(self) -> int:
+        """The most different places of one user's tokens, which candidates that are alone may share."""
+        # A merged candidate stands where the event would that it may become: behind all others at most.
+        return self.max_history + 1 if self.form == MERGED else self.max_tokens
+
+    def window_tokens(self, events: float) -> float:
+        """Tokens of a window of so many events that are read, in training."""
+        if self.form == INTERLEAVED:
+            return 2 * events + 1  # an item and an action each, and the last item, whose action is asked for
+        if self.form == MERGED:
+            return 2 * events  # each has a candidate behind it
+        return events
+
     def _transformer_faults(self) -> list[str]:
         """A baseline is what its name says: what would make it something else is refused, not left out in silence."""
         needed = {
@@ -238,7 +238,7 @@ class ModelConfig:
             },
         }
         faults = [
-            f"{key}={_plain(value)} does not go with architecture={self.architecture}: set {key}={_plain(wanted)}"
+            f"{key}={plain(value)} does not go with architecture={self.architecture}: set {key}={plain(wanted)}"
             for key, (value, wanted) in needed.items()
             if value != wanted
         ]
@@ -248,11 +248,6 @@ class ModelConfig:
                 f"pairs of columns: set an even one"
             )
         return faults
-
-
-def _plain(value: object) -> str:
-    """A value as it is written on the command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.biases import BiasTables, Tokens
+from model.biases import BiasTables, ScoreBiases, Tokens
 from model.config import ModelConfig
-from model.layers import QueryKeyNorm, ScaledLinear, gather
+from model.layers import Opened, QueryKeyNorm, ScaledLinear, gather
 from model.recompute import Recomputation
+from model.transformer import Rotation
 
 PROJECTION_STD = 0.02
 
@@ -51,14 +52,30 @@ class HSTUBlock(nn.Module):
                 k_LHE,
                 v_LHF,
                 tokens,
-                self.biases(tokens),
-                self._normaliser(tokens, x_LD.dtype),
+                self.score_biases(tokens),
+                self.normaliser(tokens.positions_L, x_LD.dtype),
                 training=self.training,
             )
             gathered_LI = gathered_LHF.flatten(1)
             gated = recomputation.stage(self._gate, gathered_LI, self._draw_kept(gathered_LI), projected)
             update_LD: Tensor = self.output(gated.tensors[-1])
         return x_LD + update_LD
+
+    def open(self, x_LD: Tensor, rotation: Rotation | None) -> Opened:
+        """Up to attention, for inference, which may find keys and values of other tokens elsewhere."""
+        assert rotation is None, "places turn nothing in HSTU"
+        projected = self._project(x_LD)
+        return Opened(*self._queries_keys_values(projected), projected)
+
+    def close(self, x_LD: Tensor, gathered_LHF: Tensor, opened: Opened) -> Tensor:
+        """From what attention gathered to the block's output [L, D], for inference."""
+        update_LD: Tensor = self.output(self._gate(gathered_LHF.flatten(1), None, opened.rest)[-1])
+        return x_LD + update_LD
+
+    def score_biases(self, tokens: Tokens) -> ScoreBiases:
+        """What is added to the scores between these tokens."""
+        biases: ScoreBiases = self.biases(tokens)
+        return biases
 
     def _project(self, x_LD: Tensor) -> tuple[Tensor, ...]:
         """Equation 1 and what it passes through: norm(x), f1 of it, U V Q K side by side, normed queries and keys."""
@@ -104,8 +121,8 @@ class HSTUBlock(nn.Module):
         factor_LI = kept_LI.to(gated_LI.dtype).div_(1 - cfg.dropout)
         return normed_LI, factor_LI, gated_LI * factor_LI
 
-    def _normaliser(self, tokens: Tokens, dtype: torch.dtype) -> Tensor | None:
-        """The n of pointwise attention, [L].
+    def normaliser(self, positions_L: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The n of pointwise attention, [L], for tokens at these places; None for softmax.
 
         `length` counts the tokens up to the query, not the whole history: the latter would tell an early token how
         much is still to come, and would change all outputs whenever an event is appended.
@@ -113,8 +130,8 @@ class HSTUBlock(nn.Module):
         if self.cfg.attention.kind == "softmax":
             return None
         if self.cfg.attention.normalise_by == "length":
-            return (tokens.positions_L + 1).to(dtype)
-        return torch.full_like(tokens.positions_L, self.cfg.max_history, dtype=dtype)
+            return (positions_L + 1).to(dtype)
+        return torch.full_like(positions_L, self.cfg.max_places, dtype=dtype)
 
 
 class HSTU(nn.Module):
@@ -129,4 +146,12 @@ class HSTU(nn.Module):
         """[L, D] → [L, D]; tokens of a user see that user's earlier tokens only."""
         for block in self.blocks:
             x_LD = block(x_LD, tokens)
+        return x_LD
+
+    def rotation(self, positions_L: Tensor, dtype: torch.dtype) -> Rotation | None:  # noqa: ARG002
+        """None: places turn nothing here."""
+        return None
+
+    def end(self, x_LD: Tensor) -> Tensor:
+        """What comes after the blocks: nothing."""
         return x_LD

@@ -5,15 +5,36 @@ Shapes: L tokens · H heads · E width of a query or key · F width of a value �
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import attention
 from model.attention.dropout import Dropout
-from model.attention.mask import Mask
 from model.biases import ScoreBiases, Tokens
 from model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A block up to its attention, of each token for itself.
+
+    Args:
+        q_LHE, k_LHE, v_LHF: what attention is given.
+        rest: what else the block's second half asks for, each [L, …].
+    """
+
+    q_LHE: Tensor
+    k_LHE: Tensor
+    v_LHF: Tensor
+    rest: tuple[Tensor, ...] = ()
+
+    def rows(self, rows_l: Tensor) -> Opened:
+        """Of some tokens alone."""
+        q, k, v, *rest = (part.index_select(0, rows_l) for part in (self.q_LHE, self.k_LHE, self.v_LHF, *self.rest))
+        return Opened(q, k, v, tuple(rest))
 
 
 class QueryKeyNorm(nn.Module):
@@ -33,7 +54,9 @@ class QueryKeyNorm(nn.Module):
         """The query over its root mean square, the same times the weight, the key over its root mean square."""
         shape = q_LHE.shape[2:]
         normed_LHE = F.rms_norm(q_LHE, shape, eps=self.eps)
-        return normed_LHE, normed_LHE * self.weight_I.view(q_LHE.shape[1:]), F.rms_norm(k_LHE, shape, eps=self.eps)
+        weighted_LHE = normed_LHE * self.weight_I.view(q_LHE.shape[1:])
+        # Under autocast the weight is wider than what it multiplies; queries and keys must be of one dtype.
+        return normed_LHE, weighted_LHE.to(normed_LHE.dtype), F.rms_norm(k_LHE, shape, eps=self.eps)
 
 
 class ScaledLinear(nn.Linear):
@@ -56,6 +79,11 @@ class ScaledLinear(nn.Linear):
         return F.linear(input, self.weight * self.scale_1, None if self.bias is None else self.bias * self.scale_1)
 
 
+def score_scale(cfg: ModelConfig) -> float:
+    """What q·k is multiplied by."""
+    return cfg.head_dim_qk**-0.5 if cfg.attention.scale == "sqrt" else 1.0
+
+
 def gather(
     cfg: ModelConfig,
     q_LHE: Tensor,
@@ -76,11 +104,11 @@ def gather(
         q_LHE,
         k_LHE,
         v_LHF,
-        Mask(tokens.offsets),
+        tokens.mask,
         biases,
         backend=options.backend,
         kind=options.kind,
-        scale=cfg.head_dim_qk**-0.5 if options.scale == "sqrt" else 1.0,
+        scale=score_scale(cfg),
         normaliser_L=normaliser_L,
         soft_cap=options.soft_cap,
         dropout=dropout,

@@ -1,7 +1,7 @@
-"""The whole model: pooled embeddings → HSTU or a Transformer → L2 norm → cascaded heads, or rows of items → loss.
+"""The whole model: pooled embeddings → HSTU or a Transformer → L2 norm → heads of codes or tasks, or item rows → loss.
 
 Shapes: L tokens (with tail padding) · P rows of pooled embeddings, which tokens share · D width · C code levels ·
-T tokens with a target.
+T tokens with a target, of n tokens · K tasks.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from model.heads import CascadedHeads
 from model.hstu import HSTU
 from model.item_head import ItemHead
 from model.losses import CascadeLoss, cascaded_cross_entropy
+from model.task_heads import TaskHeads
 from model.transformer import LearnedPlaces, Transformer
 
 
@@ -32,8 +33,10 @@ class Output:
 
     Args:
         hidden_LD: L2-normalised states; meaningless in the tail padding.
-        level_loss_sum_C: nats, summed over this rank's targets; of one level where the output are items.
-        level_correct_C: int64, teacher-forced hits of the most likely code; targets that no negative of theirs beats.
+        level_loss_sum_C: nats, summed over this rank's targets; of one level where the output are items; of each task,
+            unweighted and squared where it is a regression, where they are actions.
+        level_correct_C: int64, teacher-forced hits of the most likely code; targets that no negative of theirs beats;
+            predictions of binary tasks on the right side of ½.
         num_targets: int64 0-d, this rank's tokens with a target.
     """
 
@@ -52,22 +55,51 @@ class Tower(nn.Module):
         self.cfg = cfg
         self.places = LearnedPlaces(cfg) if cfg.architecture == "sasrec" or cfg.places else None
         self.encoder = HSTU(cfg) if cfg.architecture == "hstu" else Transformer(cfg)
-        self.heads = (
-            CascadedHeads(cfg.output, cfg.width, vocabulary) if cfg.output.kind == "codes" else ItemHead(cfg.output)
-        )
+        self.heads: CascadedHeads | ItemHead | TaskHeads
+        if cfg.output.kind == "codes":
+            self.heads = CascadedHeads(cfg.output, cfg.width, vocabulary)
+        elif cfg.output.kind == "items":
+            self.heads = ItemHead(cfg.output)
+        else:
+            self.heads = TaskHeads(cfg.output, cfg.width)
 
     def encode(self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch) -> Tensor:
         """L2-normalised states [L, D]; `items` are rows of the table of items, if there is one."""
+        return self._states(self._summed(pooled, items, batch), batch)
+
+    def predict(
+        self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """What the tasks predict, [T, K], and at which tokens, int64 [T]; see `TaskHeads.predictions`."""
+        assert isinstance(self.heads, TaskHeads), "a model that predicts actions"
+        x_PD = self._summed(pooled, items, batch)
+        rows_T = (batch.target_items_L >= 0).nonzero().flatten()
+        hidden_TD = self._states(x_PD, batch).index_select(0, rows_T)
+        return self.heads.predictions(self.heads(hidden_TD, self._candidates(x_PD, batch, rows_T))), rows_T
+
+    def _summed(self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch) -> Tensor:
+        """x_PD, all that an event's tables say of it."""
+        x_PD = sum_features(pooled, self.cfg.width)
+        return x_PD if items is None else add_items(x_PD, items, batch.item_rows_P)
+
+    def _picked(self, x_PD: Tensor, rows_n: Tensor) -> Tensor:
+        """Rows [n, D] as the encoder is given them."""
+        x_nD = x_PD.index_select(0, rows_n)
+        return x_nD * math.sqrt(self.cfg.width) if self.cfg.scale_input else x_nD
+
+    def _states(self, x_PD: Tensor, batch: Batch) -> Tensor:
+        """The encoder's, L2-normalised, [L, D]."""
         cfg = self.cfg
         tokens = describe_tokens(
-            cfg.biases, batch.offsets, batch.timestamps_L, batch.request_times_L, batch.durations_L, batch.organic_L
+            cfg.biases,
+            batch.offsets,
+            batch.timestamps_L,
+            batch.request_times_L,
+            batch.durations_L,
+            batch.organic_L,
+            batch.alone_L,
         )
-        x_PD = sum_features(pooled, cfg.width)
-        if items is not None:
-            x_PD = add_items(x_PD, items, batch.item_rows_P)
-        x_LD = x_PD.index_select(0, batch.rows_L)
-        if cfg.scale_input:
-            x_LD = x_LD * math.sqrt(cfg.width)
+        x_LD = self._picked(x_PD, batch.rows_L)
         if self.places is not None:
             x_LD = x_LD + self.places(tokens)
         x_LD = F.dropout(x_LD, cfg.input_dropout, self.training)
@@ -79,8 +111,9 @@ class Tower(nn.Module):
         self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch
     ) -> tuple[Tensor, Output]:
         """The weighted loss of the batch and what to report of it."""
-        hidden_LD = self.encode(pooled, items, batch)
-        result, targets = self._loss(hidden_LD, items, batch)
+        x_PD = self._summed(pooled, items, batch)
+        hidden_LD = self._states(x_PD, batch)
+        result, targets = self._loss(hidden_LD, x_PD, items, batch)
         output = Output(
             hidden_LD=hidden_LD.detach(),
             level_loss_sum_C=result.level_loss_sum_C,
@@ -90,15 +123,28 @@ class Tower(nn.Module):
         return result.loss_sum * batch.loss_weight, output
 
     def _loss(
-        self, hidden_LD: Tensor, items: Mapping[str, JaggedTensor] | None, batch: Batch
+        self, hidden_LD: Tensor, x_PD: Tensor, items: Mapping[str, JaggedTensor] | None, batch: Batch
     ) -> tuple[CascadeLoss, int]:
         """Summed over this rank's targets, and how many these are."""
         if isinstance(self.heads, ItemHead):
             assert items is not None
             return self.heads.loss(hidden_LD, items, batch)
         rows_T = (batch.target_items_L >= 0).nonzero().flatten()
-        hidden_TD, codes_TC = hidden_LD.index_select(0, rows_T), batch.target_codes_LC.index_select(0, rows_T)
+        hidden_TD = hidden_LD.index_select(0, rows_T)
+        if isinstance(self.heads, TaskHeads):
+            assert batch.labels_LT is not None, "a batch that was made without labels"
+            labels_TK = batch.labels_LT.index_select(0, rows_T)
+            return self.heads.loss(hidden_TD, self._candidates(x_PD, batch, rows_T), labels_TK), len(rows_T)
+        codes_TC = batch.target_codes_LC.index_select(0, rows_T)
         return cascaded_cross_entropy(self.heads, hidden_TD, codes_TC, self.cfg.output.chunk_tokens), len(rows_T)
+
+    def _candidates(self, x_PD: Tensor, batch: Batch, rows_T: Tensor) -> Tensor | None:
+        """Embeddings [T, D] of the items whose actions are asked for, where the states have not seen them."""
+        assert isinstance(self.heads, TaskHeads)
+        if not self.heads.meets_candidates:
+            return None
+        assert batch.candidate_rows_L is not None, "a batch that was made without candidates"
+        return self._picked(x_PD, batch.candidate_rows_L.index_select(0, rows_T))
 
 
 class Recommender(nn.Module):
@@ -134,3 +180,13 @@ class Recommender(nn.Module):
         """L2-normalised states [L, D], without heads or loss."""
         items = self.item_table(batch.item_ids) if self.item_table is not None else None
         return self.tower.encode(self.ebc(batch.features), items, batch)
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What a user will do with each candidate: [T, K], and the candidates' tokens, int64 [T], ascending.
+
+        Candidates are the tokens of which `batch.target_items_L` says that something is asked, labels or none; a
+        column is a task's, the probability of a binary one, the value of a regression.
+        """
+        items = self.item_table(batch.item_ids) if self.item_table is not None else None
+        predicted: tuple[Tensor, Tensor] = self.tower.predict(self.ebc(batch.features), items, batch)
+        return predicted

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from model.biases import ScoreBiases, Tokens
 from model.config import ModelConfig
-from model.layers import QueryKeyNorm, ScaledLinear, gather
+from model.layers import Opened, QueryKeyNorm, ScaledLinear, gather
 
 PLACE_STD = 0.02
 
@@ -26,13 +26,17 @@ class LearnedPlaces(nn.Module):
     """A learned vector for each place in a history, counted from its first event."""
 
     def __init__(self, cfg: ModelConfig) -> None:
-        """A row for each of `cfg.max_history` places."""
+        """A row for each of `cfg.max_places` places."""
         super().__init__()
-        self.weight_PD = nn.Parameter(torch.randn(cfg.max_history, cfg.width) * PLACE_STD)
+        self.weight_PD = nn.Parameter(torch.randn(cfg.max_places, cfg.width) * PLACE_STD)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """[L, D]; what a token of the tail padding gets means nothing, like its place."""
-        return F.embedding(tokens.positions_L.clamp(0, self.weight_PD.shape[0] - 1), self.weight_PD)
+        return self.at(tokens.positions_L)
+
+    def at(self, positions_L: Tensor) -> Tensor:
+        """[L, D] of places; those beyond the last row have the last."""
+        return F.embedding(positions_L.clamp(0, self.weight_PD.shape[0] - 1), self.weight_PD)
 
 
 class Rotation:
@@ -120,20 +124,36 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_LD: Tensor, tokens: Tokens, rotation: Rotation | None) -> Tensor:
         """[L, D] → [L, D]."""
-        x_LD = x_LD + self._drop(self._attend(self.attention_norm(x_LD), tokens, rotation))
-        return x_LD + self._drop(self.feed(self.feed_norm(x_LD)))
+        opened = self.open(x_LD, rotation)
+        biases = self.score_biases(tokens)
+        q_LHE, k_LHE, v_LHF = opened.q_LHE, opened.k_LHE, opened.v_LHF
+        gathered_LHF = gather(self.cfg, q_LHE, k_LHE, v_LHF, tokens, biases, None, training=self.training)
+        return self.close(x_LD, gathered_LHF, opened)
 
-    def _attend(self, x_LD: Tensor, tokens: Tokens, rotation: Rotation | None) -> Tensor:
+    def open(self, x_LD: Tensor, rotation: Rotation | None) -> Opened:
+        """Up to attention, which may find keys and values of other tokens elsewhere."""
+        projected = self.qkv(self.attention_norm(x_LD))
         q_LHE, k_LHE, v_LHF = (
-            part.unflatten(1, (self.cfg.heads, -1)) for part in torch.split(self.qkv(x_LD), self.widths, dim=1)
+            part.unflatten(1, (self.cfg.heads, -1)) for part in torch.split(projected, self.widths, dim=1)
         )
         if self.qk_norm is not None:
             _, q_LHE, k_LHE = self.qk_norm(q_LHE, k_LHE)
         if rotation is not None:
             q_LHE, k_LHE = rotation.turn(q_LHE), rotation.turn(k_LHE)
-        gathered = gather(self.cfg, q_LHE, k_LHE, v_LHF, tokens, ScoreBiases(), None, training=self.training)
-        update_LD: Tensor = self.output(gathered.flatten(1))
-        return update_LD
+        return Opened(q_LHE, k_LHE, v_LHF)
+
+    def close(self, x_LD: Tensor, gathered_LHF: Tensor, opened: Opened) -> Tensor:  # noqa: ARG002
+        """From what attention gathered to the block's output [L, D]."""
+        x_LD = x_LD + self._drop(self.output(gathered_LHF.flatten(1)))
+        return x_LD + self._drop(self.feed(self.feed_norm(x_LD)))
+
+    def score_biases(self, tokens: Tokens) -> ScoreBiases:  # noqa: ARG002
+        """None of them."""
+        return ScoreBiases()
+
+    def normaliser(self, positions_L: Tensor, dtype: torch.dtype) -> Tensor | None:  # noqa: ARG002
+        """None: softmax normalises by itself."""
+        return None
 
     def _drop(self, update_LD: Tensor) -> Tensor:
         return F.dropout(update_LD, self.cfg.dropout, self.training)
@@ -151,11 +171,19 @@ class Transformer(nn.Module):
 
     def forward(self, x_LD: Tensor, tokens: Tokens) -> Tensor:
         """[L, D] → [L, D]; tokens of a user see that user's earlier tokens only."""
-        cfg = self.cfg
-        rotation = None
-        if cfg.architecture == "transformer++":
-            rotation = Rotation(tokens.positions_L, cfg.head_dim_qk, cfg.transformer.rope_base, x_LD.dtype)
+        rotation = self.rotation(tokens.positions_L, x_LD.dtype)
         for block in self.blocks:
             x_LD = block(x_LD, tokens, rotation)
+        return self.end(x_LD)
+
+    def rotation(self, positions_L: Tensor, dtype: torch.dtype) -> Rotation | None:
+        """How queries and keys at these places are turned; None where they are not."""
+        cfg = self.cfg
+        if cfg.architecture != "transformer++":
+            return None
+        return Rotation(positions_L, cfg.head_dim_qk, cfg.transformer.rope_base, dtype)
+
+    def end(self, x_LD: Tensor) -> Tensor:
+        """What comes after the blocks: the norm."""
         normed_LD: Tensor = self.norm(x_LD)
         return normed_LD

@@ -13,7 +13,7 @@ ROOMS = ("common", "data", "semantic_ids", "model", "sharding", "serving", "eval
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 MODEL_FILES = [path for path in FILES if path.relative_to(ROOT).parts[0] == "model"]
 
-MODEL_MAY_KNOW = {"common", "data.schema", "data.batches", "model"}
+MODEL_MAY_KNOW = {"common", "data.schema", "data.batches", "data.ranking.config", "data.ranking.tasks", "model"}
 PARALLELISM = ("torch.distributed", "torch.multiprocessing", "torchrec.distributed", "multiprocessing")
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "pyarrow", "pickle", "common.files"}
 FILE_CALLS = {"open", "torch.save", "torch.load", "np.save", "np.load", "numpy.save", "numpy.load"}

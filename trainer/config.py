@@ -33,6 +33,11 @@ class BatchConfig:
     distinct: bool = option(
         True, "ask for each item once a batch, whatever the number of its events; false asks once an event, to compare"
     )
+    predict_first: bool = option(
+        False,
+        "windows=stream, model.output.kind=actions: predict each period before it is learnt from, as in the HSTU "
+        "paper; figures go to stream.json",
+    )
     shuffle_ties: bool = option(
         False, "order events of one user and one second anew in each epoch, where the log's order means nothing"
     )
@@ -83,7 +88,7 @@ class TrainConfig:
     debug: bool = option(
         False,
         "look for numbers that are not finite and name the module, step and rank they come from; steps are slower; "
-        "sets log_every=1, batch.workers=0 and, with resume=false, batch.tokens to model.max_history; may be switched "
+        "sets log_every=1, batch.workers=0 and, with resume=false, batch.tokens to one window's; may be switched "
         "on to resume",
     )
     start_from: str = option(
@@ -107,15 +112,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         faults = []
-        if self.batch.tokens < self.model.max_history:
+        if self.batch.tokens < self.model.max_tokens:
             faults.append(
-                f"`batch.tokens` is {self.batch.tokens}, less than `model.max_history` {self.model.max_history}: "
-                f"a user's whole window must fit into one bin"
+                f"`batch.tokens` is {self.batch.tokens}, less than the {self.model.max_tokens} tokens of a window of "
+                f"`model.max_history` {self.model.max_history}: a user's whole window must fit into one bin"
             )
-        if self.model.output.kind == "codes" and self.batch.negatives != NegativesConfig():
+        if self.model.output.kind != "items" and self.batch.negatives != NegativesConfig():
             faults.append(
-                "`batch.negatives` means nothing with `model.output.kind` codes, whose softmax is over all codes of a "
-                "level: leave it out, or set model.output.kind=items"
+                f"`batch.negatives` means nothing with `model.output.kind` {self.model.output.kind}, which holds no "
+                f"item against others: leave it out, or set model.output.kind=items"
+            )
+        if self.batch.predict_first and (self.batch.windows, self.model.output.kind) != ("stream", "actions"):
+            faults.append(
+                f"`batch.predict_first` is true, which needs batch.windows=stream and model.output.kind=actions; they "
+                f"are {self.batch.windows} and {self.model.output.kind}"
             )
         if self.checkpoint.values == "int4" and self.model.width % 2:
             faults.append(f"`checkpoint.values` is int4, which needs an even `model.width`; it is {self.model.width}")
@@ -127,4 +137,4 @@ class TrainConfig:
             self.log_every = 1
             self.batch = dataclasses.replace(self.batch, workers=0)
             if self.resume == "false":  # else the batches must stay those of the run
-                self.batch.tokens = self.model.max_history
+                self.batch.tokens = self.model.max_tokens

@@ -26,7 +26,8 @@ from common.errors import InputError, Stopped
 from common.seeding import seed_everything
 from data.batches import Batch
 from data.loader import Loader, LoaderState
-from serving.checkpoints.model import SELECTION_METRIC
+from evaluation.ranking.streaming import PredictFirst
+from serving.checkpoints.manifest import selection_metric
 from sharding.ranks.heartbeat import END, SAVING, TRAINING, VALIDATION
 from sharding.ranks.watch import Watch
 from sharding.world import World
@@ -71,6 +72,7 @@ class Trainer:
 
     Args:
         validate: metrics of the model on the validation items.
+        predict_first: predicts an epoch before it is learnt from; None where nobody wants it.
         checkpointer: saves what is trained.
         watch: is told what this rank is at.
         expected_steps: about how many steps there will be, to say how much is left.
@@ -86,6 +88,7 @@ class Trainer:
     checkpointer: Checkpointer
     watch: Watch
     expected_steps: int
+    predict_first: PredictFirst | None = None
 
     def __post_init__(self) -> None:
         self.sums = IntervalSums(self.model.module.tower.heads.levels, self.world.device)
@@ -121,6 +124,8 @@ class Trainer:
                 self._check_numbers(progress)
                 self._save(progress, {})
             self.checkpointer.finish()
+            if self.predict_first is not None:
+                self.predict_first.finish(progress.epoch)
         if self.stop_signal:
             raise Stopped(
                 self.stop_signal,
@@ -144,6 +149,16 @@ class Trainer:
         if self._is_out_of_patience(progress):
             self.telemetry.say(f"no improvement in {progress.stale} validations: training ends")
 
+    def _predict(self, predict_first: PredictFirst, progress: Progress) -> None:
+        """Predict the epoch that comes next."""
+        paused, blocked_s = time.perf_counter(), self.blocked.take()
+        self.pulse.enter(VALIDATION)
+        metrics = predict_first(progress.epoch)
+        if metrics:
+            self.telemetry.record("stream", progress.step, {"epoch": progress.epoch, **metrics})
+        self.log_start += time.perf_counter() - paused  # the rate is that of training alone
+        self.blocked.put_back(blocked_s)
+
     def _is_out_of_patience(self, progress: Progress) -> bool:
         return bool(self.config.patience) and progress.stale >= self.config.patience
 
@@ -153,6 +168,8 @@ class Trainer:
         Returns:
             Whether the epoch has ended.
         """
+        if self.predict_first is not None and progress.step_in_epoch == 0:
+            self._predict(self.predict_first, progress)
         steps = self.loader.steps_per_epoch(progress.epoch) - progress.step_in_epoch
         steps_left = self.step_limit - progress.step
         batches = self.loader.iterate(progress.epoch, progress.step_in_epoch, self.config.batch.workers)
@@ -276,7 +293,7 @@ class Trainer:
         self.pulse.enter(VALIDATION)
         metrics = self.validate()
         # Without validation events the newest checkpoint is the best.
-        score = metrics[SELECTION_METRIC] if metrics else progress.best + 1
+        score = metrics[selection_metric(metrics)] if metrics else progress.best + 1
         improved = score > progress.best
         progress.stale = 0 if improved else progress.stale + 1
         progress.best = score if improved else progress.best
@@ -298,6 +315,13 @@ class Trainer:
         self.telemetry.record("validation", progress.step, values)
         self.telemetry.say(
             f"epoch {progress.epoch}/{self.epochs}  step {progress.step}  validation  "
-            f"ndcg@10 {metrics['ndcg@10']:.4f}  hr@10 {metrics['hr@10']:.4f}  mrr {metrics['mrr']:.4f}"
-            f"{'  best so far' if improved else ''}"
+            f"{shown_figures(metrics)}{'  best so far' if improved else ''}"
         )
+
+
+def shown_figures(metrics: Mapping[str, float]) -> str:
+    """Of a validation, those that a line has room for: the one that chooses first."""
+    chooses = selection_metric(metrics)
+    of_tasks = [name for name in metrics if name.endswith(("/ne", "/auc", "/mse"))]
+    names = ("hr@10", "mrr") if chooses == "ndcg@10" else of_tasks[:4]
+    return "  ".join(f"{name} {metrics[name]:.4f}" for name in (chooses, *names))

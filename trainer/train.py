@@ -25,11 +25,15 @@ from data.batches import ItemFeatures
 from data.event_store import EventStore
 from data.loader import Loader, item_features
 from data.negatives import NegativeSampler
-from data.schema import TIMESTAMP
+from data.ranking.actions import num_actions
+from data.ranking.moments import label_moments
+from data.schema import PLAYED_RATIO, TIMESTAMP
 from data.sequences import make_plan
 from data.split import Split
 from data.stochastic_length import attention_sparsity, sparsity
 from evaluation.engines import exact_engine, list_length
+from evaluation.ranking.streaming import PredictFirst
+from evaluation.ranking.validation import RankingValidation
 from evaluation.validation import Validation
 from model.config import Vocabulary
 from semantic_ids.codes.code_table import CodeTable
@@ -62,9 +66,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         codes = CodeTable.open(Path(config.codes), store)
         split = store.split()
         loader = training_loader(config, store, codes, split, world)
-        vocabulary = Vocabulary(
-            codes.num_levels, codes.codes_per_level, store.num_artists, len(store.event_types), store.num_items
-        )
+        vocabulary = vocabulary_of(config, store, codes)
         tables = on_meta(config.model, vocabulary)
         survey = plan_job(tables, world, config.sharding, lambda: one_step(config, vocabulary, loader))
         run = Path(config.run)
@@ -80,6 +82,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             learning_rate=config.optimizer.sparse_learning_rate,
             epsilon=config.optimizer.sparse_epsilon,
             codebooks_CVd=torch.from_numpy(codes.codebooks_CVd) if config.code_init == "codebooks" else None,
+            label_moments=_label_moments(config, store, split),
             placement=survey.placement,
         )
         expected_steps = loader.expected_steps(config.epochs)
@@ -118,12 +121,29 @@ def train(config: TrainConfig) -> dict[str, Any]:
             checkpointer=checkpointer,
             watch=watch,
             expected_steps=min(expected_steps, config.max_steps or expected_steps),
+            predict_first=_predict_first(config, store, codes, model, loader, world),
         )
         try:
             progress = trainer.train(progress)
         finally:
             telemetry.close()
         return {"run": config.run, **dataclasses.asdict(progress)}
+
+
+def vocabulary_of(config: TrainConfig, store: EventStore, codes: CodeTable) -> Vocabulary:
+    """Sizes of the tables; a model that predicts actions reads actions where others read event types."""
+    output, event_types = config.model.output, len(store.event_types)
+    if output.kind == "actions":
+        event_types = num_actions(event_types, output.actions.played_buckets, has_played=store.has_column(PLAYED_RATIO))
+    return Vocabulary(codes.num_levels, codes.codes_per_level, store.num_artists, event_types, store.num_items)
+
+
+def _label_moments(config: TrainConfig, store: EventStore, split: Split) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean and deviation of what each task asks of the events that may be learnt from."""
+    if config.model.output.kind != "actions":
+        return None
+    moments = label_moments(store, config.model.output.actions.tasks, split)
+    return moments[0], moments[1]
 
 
 def training_loader(config: TrainConfig, store: EventStore, codes: CodeTable, split: Split, world: World) -> Loader:
@@ -153,12 +173,13 @@ def training_loader(config: TrainConfig, store: EventStore, codes: CodeTable, sp
         longest=config.model.max_history,
         distinct=config.batch.distinct,
         negatives=_negatives(config, codes),
+        ranking=config.model.output.actions if config.model.output.kind == "actions" else None,
     )
 
 
 def _negatives(config: TrainConfig, codes: CodeTable) -> NegativeSampler | None:
     """What draws them, where the output are items."""
-    if config.model.output.kind == "codes":
+    if config.model.output.kind != "items":
         return None
     return NegativeSampler(config.batch.negatives, codes.training_plays_N)
 
@@ -184,11 +205,24 @@ def one_step(config: TrainConfig, vocabulary: Vocabulary, loader: Loader) -> Wor
 def make_validation(
     config: TrainConfig, store: EventStore, codes: CodeTable, model: Any, world: World
 ) -> Callable[[], dict[str, float]]:
-    """Metrics of exact scoring on the validation items."""
+    """Metrics on the validation events: of exact scoring, or of predicted actions."""
     features, batch = _item_features(config, store, codes), config.batch
+    if config.model.output.kind == "actions":
+        return RankingValidation(model, features, store, world, tokens=batch.tokens, distinct=batch.distinct)
     validation = Validation(model, features, store, world, tokens=batch.tokens, distinct=batch.distinct)
     engine, depth = exact_engine(model, store, codes, world), list_length(store.num_items)
     return lambda: validation(engine(), depth)
+
+
+def _predict_first(
+    config: TrainConfig, store: EventStore, codes: CodeTable, model: Any, loader: Loader, world: World
+) -> PredictFirst | None:
+    """What predicts a period before it is learnt from, where that is asked for."""
+    batch = config.batch
+    if not batch.predict_first:
+        return None
+    features, run = _item_features(config, store, codes), Path(config.run)
+    return PredictFirst(model, features, store, world, loader.plan, run, tokens=batch.tokens, distinct=batch.distinct)
 
 
 def describe_checkpoints(
@@ -227,7 +261,7 @@ def describe_lengths(loader: Loader) -> str:
         shares = sparsity(lengths_W, loader.longest), attention_sparsity(lengths_W, loader.longest)
         return f"sparsity {shares[0]:.1%}, s2 {shares[1]:.1%}"
 
-    before_W, after_W = loader.windows(0).lengths, loader.lengths(0)
+    before_W, after_W = loader.windows(0).lengths, loader.inputs(0)
     if not len(before_W):
         return "no windows in the first epoch"
     whole = f"windows of at most {loader.longest} inputs, {before_W.mean():.1f} on average: {figures(before_W)}"

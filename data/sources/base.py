@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from data import schema
+from data.series.change_points import Entries
+from data.series.values import SeriesValues
 
 MAX_FAULTS_SHOWN = 10
 """A file with a thousand bad lines needs no thousand messages."""
@@ -116,6 +118,25 @@ class Source(Protocol):
     @property
     def left_out(self) -> Mapping[str, int]:
         """What was read and did not enter the store, in words, and how many of it; complete after the last pass."""
+
+
+class UserSeries(Protocol):
+    """What a source tells of its users beside their events: slow series. Read only where they are asked for."""
+
+    def values(self) -> SeriesValues:
+        """All values that may occur. Called once, after `Source.catalogue` and before the histories are read.
+
+        Raises:
+            InputError: a fault in the files.
+        """
+
+    def entries(self, user_ids: pa.Array, first_times: np.ndarray) -> Entries:
+        """What is known of some users; values are places in `values`.
+
+        Args:
+            user_ids: string [U], as the source's histories give them; an entry's user is a place among them.
+            first_times: int64 [U], the second of each user's first event.
+        """
 
 
 def column_bytes(num_events: int, optional_columns: Sequence[str]) -> int:

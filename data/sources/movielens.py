@@ -5,7 +5,8 @@ artist does, a genre groups items that have something in common, and a film may 
 genre GroupLens gives as "unknown" has none. Timestamps are Unix seconds.
 
 Two layouts of the same data are read: GroupLens's own (`u.data`, `u.item`) and RecBole's
-(`ml-100k.inter`, `ml-100k.item`). Both give the same store, byte for byte.
+(`ml-100k.inter`, `ml-100k.item`). Both give the same store, byte for byte. What is known of users (`u.user`,
+`ml-100k.user`) is read where it is asked for (movielens_users.py).
 """
 
 from __future__ import annotations
@@ -22,11 +23,24 @@ import pyarrow as pa
 from common.errors import InputError
 from data import schema
 from data.sources.base import Catalogue, Embeddings, Histories, groups_of_pairs, run_starts, shown
+from data.sources.movielens_lines import lines_of, whole_number
+from data.sources.movielens_users import (
+    GROUPLENS_USERS,
+    RECBOLE_USERS,
+    Demographics,
+    UserFile,
+    UserRow,
+    parse_users,
+    users_sha256,
+)
 
 NAME = "movielens-100k"
 
 CONTENT_SHA256 = "a25f46eef9d58ac106d33e0e203b76024a95f03758ba21fee33f14680df478a4"
 """Of the published data set in canonical form (`MovieLens.content_sha256`), whichever layout it was read from."""
+
+USERS_SHA256 = "6ab6a53466b9eb6531604971a6396cbd4142a9d1697293ed5991a665d51a2b4a"
+"""The same of its users (`MovieLens.users_sha256`)."""
 
 RATINGS = (1, 2, 3, 4, 5)
 
@@ -53,19 +67,20 @@ GENRES = (
 """In the order of the flags in `u.item`, which has "unknown" before them."""
 
 UNKNOWN_GENRE = "unknown"
-_ID_LIMIT = 2**63
 _TIMESTAMP_LIMIT = 2**32
 
 
 @dataclass(frozen=True)
 class RawFiles:
-    """The two files of one layout, unparsed; the names are for messages."""
+    """The files of one layout, unparsed; the names are for messages. Users are there if they were asked for."""
 
     ratings: bytes
     ratings_name: str
     items: bytes
     items_name: str
     layout: Layout
+    users: bytes | None = None
+    users_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,7 @@ class Layout:
         ratings_file, items_file: file names.
         ratings_header, items_header: the first line of each, None where there is none.
         parse_item: one line of the items file, split, as (id, title, genres).
+        users: the file of what is known of users.
         ratings_separator: between the fields of a rating.
     """
 
@@ -87,6 +103,7 @@ class Layout:
     separator: str
     item_fields: int
     parse_item: Callable[[Sequence[str]], tuple[int, str, tuple[str, ...]]]
+    users: UserFile
     ratings_separator: str = "\t"
 
 
@@ -110,7 +127,9 @@ def clean_title(text: str) -> str:
     return " ".join(text.split())  # some titles of GroupLens end in a blank
 
 
-GROUPLENS = Layout("u.data", "u.item", None, None, "latin-1", "|", 5 + 1 + len(GENRES), _grouplens_item)
+GROUPLENS = Layout(
+    "u.data", "u.item", None, None, "latin-1", "|", 5 + 1 + len(GENRES), _grouplens_item, GROUPLENS_USERS
+)
 RECBOLE = Layout(
     "ml-100k.inter",
     "ml-100k.item",
@@ -120,6 +139,7 @@ RECBOLE = Layout(
     "\t",
     4,
     _recbole_item,
+    RECBOLE_USERS,
 )
 LAYOUTS = (GROUPLENS, RECBOLE)
 
@@ -130,16 +150,23 @@ class MovieLens:
     Attributes:
         user, item, rating, timestamp: int64, one value a rating, in file order.
         items: item id → (title, genres), in file order.
+        users: user id → what is known of the user; None where it was not read.
     """
 
-    def __init__(self, ratings: np.ndarray, items: dict[int, tuple[str, tuple[str, ...]]]) -> None:
-        """Take ratings int64 [E, 4] (user, item, rating, timestamp) and the films."""
+    def __init__(
+        self,
+        ratings: np.ndarray,
+        items: dict[int, tuple[str, tuple[str, ...]]],
+        users: dict[int, UserRow] | None = None,
+    ) -> None:
+        """Take ratings int64 [E, 4] (user, item, rating, timestamp), the films and, where they were read, the users."""
         self.user, self.item, self.rating, self.timestamp = ratings.T
         self.items = items
+        self.users = users
 
     @classmethod
     def parse(cls, raw: RawFiles) -> Self:
-        """Read both files.
+        """Read the files.
 
         Raises:
             InputError: with the malformed lines by file and number.
@@ -147,9 +174,13 @@ class MovieLens:
         faults: list[str] = []
         items = _parse_items(raw, faults)
         ratings = _parse_ratings(raw, items, faults)
+        users = None
+        if raw.users is not None:
+            file = raw.layout.users
+            users = parse_users(raw.users, raw.users_name, file, np.unique(ratings[:, 0]), raw.ratings_name, faults)
         if faults:
             raise InputError(*shown(faults))
-        return cls(ratings, items)
+        return cls(ratings, items, users)
 
     def content_sha256(self) -> str:
         """SHA-256 of the content in one canonical text, the same for both layouts."""
@@ -159,6 +190,15 @@ class MovieLens:
         for number, (title, genres) in self.items.items():
             digest.update(f"{number}\t{title}\t{' '.join(genres)}\n".encode())
         return digest.hexdigest()
+
+    def users_sha256(self) -> str | None:
+        """The same of what was read of the users, None where it was not read."""
+        return users_sha256(self.users) if self.users is not None else None
+
+    def demographics(self, names: Sequence[str]) -> Demographics:
+        """What is known of the users, as series; they must have been read."""
+        assert self.users is not None
+        return Demographics(self.users, names)
 
     description: Mapping[str, str] = MappingProxyType({"name": NAME})
     event_types = tuple(f"rating-{rating}" for rating in RATINGS)
@@ -217,37 +257,10 @@ class MovieLens:
 # ── parsing ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _lines(
-    content: bytes, name: str, encoding: str, header: str | None, faults: list[str]
-) -> Iterator[tuple[str, str]]:
-    """Yield (place, line) for each line after the header."""
-    if not content.strip():
-        faults.append(f"{name}: is empty, expected one line an entry")
-        return
-    try:
-        lines = content.decode(encoding).split("\n")
-    except UnicodeDecodeError as error:
-        faults.append(f"{name}: byte {error.start} is not {encoding}; the file must be {encoding} text")
-        return
-    if header is not None and lines[0].rstrip("\r") != header:
-        faults.append(_header_fault(name, lines[0].rstrip("\r"), header))
-        return
-    for number, line in enumerate(lines, start=1):
-        if (number == 1 and header is not None) or (number == len(lines) and not line):
-            continue
-        yield f"{name}: line {number}", line.rstrip("\r")
-
-
-def _header_fault(name: str, found: str, header: str) -> str:
-    missing = [column for column in header.split("\t") if column not in found.split("\t")]
-    what = f"lacks column {', '.join(f'`{column}`' for column in missing)}" if missing else "has other columns"
-    return f"{name}: line 1 {what}: found {found!r}, expected {header!r}"
-
-
 def _parse_items(raw: RawFiles, faults: list[str]) -> dict[int, tuple[str, tuple[str, ...]]]:
     layout = raw.layout
     items: dict[int, tuple[str, tuple[str, ...]]] = {}
-    for place, line in _lines(raw.items, raw.items_name, layout.encoding, layout.items_header, faults):
+    for place, line in lines_of(raw.items, raw.items_name, layout.encoding, layout.items_header, faults):
         fields = line.split(layout.separator)
         try:
             if len(fields) != layout.item_fields:
@@ -270,7 +283,7 @@ def _parse_items(raw: RawFiles, faults: list[str]) -> dict[int, tuple[str, tuple
 def _parse_ratings(raw: RawFiles, items: dict[int, tuple[str, tuple[str, ...]]], faults: list[str]) -> np.ndarray:
     layout = raw.layout
     rows: list[tuple[int, int, int, int]] = []
-    for place, line in _lines(raw.ratings, raw.ratings_name, "ascii", layout.ratings_header, faults):
+    for place, line in lines_of(raw.ratings, raw.ratings_name, "ascii", layout.ratings_header, faults):
         fields = line.split(layout.ratings_separator)
         try:
             if len(fields) != 4:
@@ -293,14 +306,3 @@ def _parse_ratings(raw: RawFiles, items: dict[int, tuple[str, tuple[str, ...]]],
     if raw.ratings.strip() and not rows and not faults:
         faults.append(f"{raw.ratings_name}: holds no ratings, only a header")
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
-
-
-def whole_number(what: str, text: str, minimum: int, limit: int = _ID_LIMIT) -> int:
-    """A whole number; a trailing ".0" is allowed, since RecBole types ratings and times as floats."""
-    digits = text.removesuffix(".0")
-    if not digits.removeprefix("-").isdecimal() or not digits.isascii():
-        raise ValueError(f"{what} is {text!r}, must be a whole number")
-    value = int(digits)
-    if value < minimum or value >= limit:
-        raise ValueError(f"{what} is {value}, must be {minimum} … {limit - 1}")
-    return value

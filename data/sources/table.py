@@ -33,6 +33,7 @@ from data.sources.table_catalogue import CatalogueReader
 from data.sources.table_config import TableConfig
 from data.sources.table_files import Blocks, RowPlace, TableFiles
 from data.sources.table_ids import NameIds, id_column, ids_of, is_id, plain_ids
+from data.sources.table_series import SeriesReader
 from data.sources.table_values import Times, is_number, whole_numbers
 from data.sources.whole_users import Runs, runs_of_rows, whole_users
 
@@ -43,7 +44,11 @@ SINGLE_TYPE = "event"
 
 
 class Table:
-    """An event log of named columns; implements `data.sources.base.Source`."""
+    """An event log of named columns; implements `data.sources.base.Source`.
+
+    Attributes:
+        series: what the series file says of the users; None where none is named.
+    """
 
     description: Mapping[str, str] = {"name": NAME}
 
@@ -63,11 +68,13 @@ class Table:
         types = self._check_columns(faults)
         self._catalogue = CatalogueReader(config.catalogue, faults) if config.catalogue.path else None
         self._vectors = self._open_vectors(faults)
+        self._users = ids_of(types.get(schema.USER, pa.string()))
+        self.series = self._open_series(faults)
         if not faults and self._files.num_rows == 0:
             faults.append(f"{config.path}: has no rows, expected at least one")
         if faults:
             raise InputError(*faults)
-        self._users, self._items = ids_of(types[schema.USER]), ids_of(types[schema.ITEM])
+        self._items = ids_of(types[schema.ITEM])
         self._types = NameIds()
         self._times = Times(types[schema.TIMESTAMP], config.timestamp_unit)
         self._user_ids = pa.array([], type=pa.string())
@@ -109,6 +116,12 @@ class Table:
             )
         return ItemVectors(path, config.item, config.vector)
 
+    def _open_series(self, faults: list[str]) -> SeriesReader | None:
+        config = self._config
+        if config.series.path is None:
+            return None
+        return SeriesReader(config.series, config.timestamp_unit, self._users, self._scratch, faults)
+
     @property
     def num_events(self) -> int:
         """Rows of the log; of CSV not known, and 0, before `catalogue` has read it."""
@@ -129,6 +142,8 @@ class Table:
         self.left_out = {}
         self._collect()
         self._user_ids = self._users.seal()
+        if self.series is not None:
+            self.series.seal(self._user_ids)
         items = self._items.seal()
         self._num_items = len(items)
         if schema.EVENT_TYPE in self._columns:
@@ -178,6 +193,8 @@ class Table:
 
     def histories(self) -> Iterator[Histories]:
         """Blocks of whole users, each of up to BLOCK_EVENTS events or one long user."""
+        if self.series is not None:
+            self.left_out["rows of the series about other users"] = self.series.ignored
         for block in whole_users(self._sorted_log() if self._config.sorted else self._sort(), BLOCK_EVENTS):
             yield Histories(self._user_ids.take(pa.array(block.users)), block.offsets, block.columns)
 
@@ -220,7 +237,7 @@ class Table:
         return runs_of_rows(rows[partitions.USER], columns)
 
     def _sort(self) -> Iterator[Runs]:
-        self._scratch.mkdir()
+        self._scratch.mkdir(exist_ok=True)  # the series may have made it
         waiting = Partitions(self._scratch, self._row_dtype, len(self._user_ids), self._num_events)
         with Progress("sharing out to users", self._num_events, "events") as progress:
             for _, rows in self._rows():

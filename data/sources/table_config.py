@@ -86,6 +86,39 @@ class TableEmbeddings:
 
 
 @dataclass
+class TableSeries:
+    """Where slow series of its users are."""
+
+    path: str | None = option(
+        None, "Parquet or CSV with slow series of users, a row a state: file, folder or glob; rows in any order"
+    )
+    user: str | None = option(None, "its column of users, as in the log; `user` where not given")
+    timestamp: str | None = option(
+        None, "its column of times from which on a value holds, read as the log's; `timestamp` where not given"
+    )
+    series: str | None = option(None, "its column of the series' names; `series` where not given")
+    value: str | None = option(
+        None, "its column of values: names, numbers, true or false; null ends what was known; `value` where not given"
+    )
+
+    def named(self) -> dict[str, str]:
+        """Role → column."""
+        roles = (schema.USER, schema.TIMESTAMP, schema.SERIES, schema.VALUE)
+        return {role: getattr(self, role) or role for role in roles}
+
+    def __post_init__(self) -> None:
+        """Check that what is given belongs together."""
+        columns = self.named()
+        faults = []
+        if self.path is None:
+            faults += [f"`{role}` needs `path`" for role in columns if getattr(self, role) is not None]
+        if len(set(columns.values())) < len(columns):
+            faults.append("`user`, `timestamp`, `series` and `value` must be different columns")
+        if faults:
+            raise InputError(*faults)
+
+
+@dataclass
 class TableConfig:
     """How a log is read; what it means is told by the keys of `data.prepare`."""
 
@@ -93,6 +126,7 @@ class TableConfig:
     columns: TableColumns
     catalogue: TableCatalogue = field(default_factory=TableCatalogue)
     embeddings: TableEmbeddings = field(default_factory=TableEmbeddings)
+    series: TableSeries = field(default_factory=TableSeries)
     timestamp_unit: str = "s"
     separator: str | None = None
     sorted: bool = False

@@ -25,7 +25,7 @@ from data.examples import Examples
 from data.loader import event_columns
 from data.packing import pack
 from data.ranges import positions_of
-from data.schema import MISSING_ORGANIC
+from data.schema import MISSING_ORGANIC, MISSING_PLAYED_RATIO
 from data.sequences import Windows
 from data.stochastic_length import StochasticLength
 from evaluation.evaluator import Reader
@@ -142,6 +142,7 @@ def take_excerpt(store: EventStore, requests: Requests, sample: int, seed: int) 
         event_types=whole.event_types[at_e],
         durations=taken(whole.durations),
         organic=taken(whole.organic),
+        played=taken(whole.played),
     )
     windows = requests.windows
     assert windows.asked is not None
@@ -185,6 +186,7 @@ def other_future(excerpt: Excerpt, seed: int) -> EventColumns:
         event_types=another(columns.event_types, excerpt.num_types),
         durations=None if durations is None else changed(durations, _other_durations(durations[at_f], generator)),
         organic=None if columns.organic is None else another(columns.organic, MISSING_ORGANIC + 1),
+        played=None if columns.played is None else another(columns.played, MISSING_PLAYED_RATIO + 1),
     )
 
 

@@ -10,14 +10,18 @@ from typing import Any
 from common.charts import Series, bar_chart, line_chart
 from common.errors import InputError
 from common.html_page import figure, heading, note, side_by_side
+from serving.checkpoints.manifest import selection_metric
 from sharding.planning.picture import plan_sections
 from sharding.planning.plan_files import PLAN
 
 _VALIDATED = ("ndcg@10", "hr@10", "mrr")
 
 
-def training_sections(run: Path) -> list[str]:
-    """Loss of each code level, and metrics on the validation events.
+def training_sections(run: Path, tasks: Sequence[str] = ()) -> list[str]:
+    """Loss of each code level or task, and metrics on the validation events.
+
+    Args:
+        tasks: names of those of a model that predicts actions.
 
     Raises:
         InputError: `metrics.jsonl` is damaged.
@@ -29,24 +33,26 @@ def training_sections(run: Path) -> list[str]:
     if train:
         steps = [record["step"] for record in train]
         levels = len(train[0]["level_loss"])
+        labels = [*tasks] or ([f"level {level + 1}" for level in range(levels)] if levels > 1 else ["loss"])
         lines = [
-            Series(f"level {level + 1}" if levels > 1 else "loss", steps, [row["level_loss"][level] for row in train])
-            for level in range(levels)
+            Series(label, steps, [row["level_loss"][level] for row in train]) for level, label in enumerate(labels)
         ]
-        said = (
-            "How surprised the model is by each code of the next item, given the codes before it; lower is better."
-            if levels > 1
-            else "How surprised the model is by the next item; lower is better."
-        )
+        said = "How surprised the model is by the next item; lower is better."
+        if levels > 1:
+            said = "How surprised the model is by each code of the next item, given the codes before it."
+        if tasks:
+            said = "Log loss of each binary task and squared error of each other, per prediction; lower is better."
         figures.append(figure(line_chart(lines, "step", "loss (nats)"), said))
     if validation:
         steps = [record["step"] for record in validation]
-        names = [name for name in _VALIDATED if all(name in record for record in validation)]
+        chosen_by = selection_metric(validation[0])
+        wanted = [chosen_by, *(f"{task}/auc" for task in tasks)] if tasks else _VALIDATED
+        names = [name for name in wanted if all(name in record for record in validation)]
         curves = [Series(name, steps, [record[name] for record in validation]) for name in names]
         figures.append(
             figure(
                 line_chart(curves, "step", "metric"),
-                "The validation events during training; the checkpoint was chosen by ndcg@10 here.",
+                f"The validation events during training; the checkpoint was chosen by {chosen_by} here.",
             )
         )
     inner = side_by_side(figures) if figures else note("The run folder has no training records.")

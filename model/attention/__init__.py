@@ -11,9 +11,9 @@ from torch import Tensor
 
 from model.attention import dense, jagged
 from model.attention.dropout import Dropout
-from model.attention.mask import Mask
 from model.attention.weighting import Weighting
 from model.biases import ScoreBiases
+from model.mask import Mask
 
 
 class Backend(Protocol):

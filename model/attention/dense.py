@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attention.mask import Mask
 from model.attention.weighting import Weighting
 from model.biases import ScoreBiases, log_buckets
+from model.mask import Mask
 
 
 def attend(
@@ -25,12 +25,14 @@ def attend(
     wide = torch.promote_types(q_LHE.dtype, torch.float32)
     q, k, v = (x.to(wide) for x in (q_LHE, k_LHE, v_LHF))
     parts = []
-    bounds = mask.offsets.tolist()
+    bounds, place_L = mask.offsets.tolist(), mask.positions(q.shape[0])
     for start, stop in itertools.pairwise(bounds):
         user = slice(start, stop)
         token_n = torch.arange(start, stop, device=q.device)
         visible_nn = mask.visible(token_n[:, None], token_n[None, :])
-        scores_Hnn = torch.einsum("ihe,jhe->hij", q[user], k[user]) * weighting.scale + _bias(biases, token_n, wide)
+        scores_Hnn = torch.einsum("ihe,jhe->hij", q[user], k[user]) * weighting.scale + _bias(
+            biases, token_n, place_L[user], wide
+        )
         if weighting.soft_cap:
             scores_Hnn = weighting.soft_cap * torch.tanh(scores_Hnn / weighting.soft_cap)
         if weighting.kind == "softmax":
@@ -49,10 +51,10 @@ def attend(
     return torch.cat(parts).to(q_LHE.dtype)
 
 
-def _bias(biases: ScoreBiases, token_n: Tensor, dtype: torch.dtype) -> Tensor | float:
+def _bias(biases: ScoreBiases, token_n: Tensor, place_n: Tensor, dtype: torch.dtype) -> Tensor | float:
     """All biases of one user's pairs, [H, n, n] or broadcastable to it."""
     total: Tensor | float = 0.0
-    distance_nn = token_n[:, None] - token_n[None, :]
+    distance_nn = place_n[:, None] - place_n[None, :]
     if biases.slopes_H is not None:
         total = total - biases.slopes_H.to(dtype)[:, None, None] * distance_nn
     if biases.position is not None:

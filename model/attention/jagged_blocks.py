@@ -5,26 +5,28 @@ pair. But the keys of a user stand in the order of time, so that a query's keys 
 over buckets are differences of running sums, taken at as many places as there are buckets.
 
 What depends on the distance of query and key only (ALiBi, learned positions) is laid out once for all blocks: the
-block of another start is a slice of the same matrix.
+block of another start is a slice of the same matrix. Candidates may stand at any places: each of their rows is cut
+from one that is longer.
 
 Shapes: L tokens · H heads · E width of a query or key · F width of a value · G users of a group ·
-m tokens of the group's longest user · q queries of a block · e end of the block (keys seen) · T time buckets ·
-P distances of a position bias · A most queries of a block · Z columns of the matrix by distance.
+m tokens of the group's longest user · q queries of a block · e keys that the block looks at · T time buckets ·
+P distances of a position bias · A most queries of a block · Z columns of the matrix by distance ·
+Y columns of the row by distance.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.attention.dropout import Dropout, mix_
-from model.attention.jagged_layout import Group, Layout
-from model.biases import MAX_SECONDS, bucket_edges, log_buckets
+from model.attention.jagged_layout import Block, Group, Layout
+from model.attention.jagged_memory import Gradients, Scratch
+from model.attention.jagged_times import Times
 
 
 @dataclass(frozen=True)
@@ -44,48 +46,58 @@ class Settings:
     dtype: torch.dtype
 
 
-@dataclass
-class Scratch:
-    """Memory by name that all blocks of a call share: fresh memory is slower than the arithmetic.
-
-    Args:
-        size: numbers that each can hold.
-    """
-
-    size: int
-    device: torch.device
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Not initialised; what was taken by that name before is overwritten."""
-        if name not in self.buffers:
-            self.buffers[name] = torch.empty(self.size, dtype=dtype, device=self.device)
-        return self.buffers[name][: math.prod(shape)].view(shape)
-
-
 class Distances:
     """Biases by the distance i - j, as a matrix from which the blocks are cut, and the gradient of it."""
 
     def __init__(self, slopes_H: Tensor | None, table_HP: Tensor | None, layout: Layout, dtype: torch.dtype) -> None:
         """Builds the matrix."""
         self.table_HP = table_HP
-        self.last_start = max(group.blocks()[-1][0] for group in layout.groups)
+        self.grad_HP: Tensor | None = None
+        self.last_start = max((block.start for group in layout.groups for block in group.blocks[-1:]), default=0)
         most = max(group.block for group in layout.groups)
         row_A1 = torch.arange(most, device=layout.rows_P.device)[:, None]
         column_Z = torch.arange(self.last_start + most, device=layout.rows_P.device)
         # The future's distances are negative and masked.
         self.distance_AZ = (self.last_start + row_A1 - column_Z).clamp_(min=0)
-        self.bias_HAZ = self.distance_AZ.new_zeros((layout.groups[0].heads, *self.distance_AZ.shape), dtype=dtype)
-        if slopes_H is not None:
-            self.bias_HAZ.sub_(slopes_H.to(dtype)[:, None, None] * self.distance_AZ)
-        if table_HP is not None:
-            self.bias_HAZ.add_(table_HP.to(dtype)[:, self.distance_AZ.clamp(max=table_HP.shape[1] - 1)])
+        self.bias_HAZ = self._bias(self.distance_AZ, slopes_H, layout.groups[0].heads, dtype)
         self.grad_HAZ = torch.zeros_like(self.bias_HAZ) if table_HP is not None else None
+        if layout.candidates:
+            self.farthest = max(group.longest for group in layout.groups)
+            distance_Y = (self.farthest - torch.arange(2 * self.farthest + 1, device=row_A1.device)).clamp_(min=0)
+            self.bias_HY = self._bias(distance_Y, slopes_H, layout.groups[0].heads, dtype)
+            if table_HP is not None:
+                self.grad_HP = torch.zeros_like(table_HP, dtype=dtype)
 
-    def cut(self, x_HAZ: Tensor, start: int, stop: int) -> Tensor:
+    def _bias(self, distance: Tensor, slopes_H: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor:
+        """[H, …]."""
+        bias = distance.new_zeros((heads, *distance.shape), dtype=dtype)
+        if slopes_H is not None:
+            bias.sub_(slopes_H.to(dtype).view(-1, *[1] * distance.dim()) * distance)
+        if self.table_HP is not None:
+            bias.add_(self.table_HP.to(dtype)[:, distance.clamp(max=self.table_HP.shape[1] - 1)])
+        return bias
+
+    def cut(self, x_HAZ: Tensor, block: Block) -> Tensor:
         """The block of the queries start … stop-1: [H, q, e]."""
-        first = self.last_start - start
-        return x_HAZ[:, : stop - start, first : first + stop]
+        first = self.last_start - block.start
+        return x_HAZ[:, : block.stop - block.start, first : first + block.keys]
+
+    def rows(self, places: Tensor, out: Tensor) -> Tensor:
+        """A row for each of the places, of the distances to the events 0, 1 …, into `out`: [H, places, e]."""
+        first = self.farthest - places
+        for bias_Y, rows in zip(self.bias_HY, out, strict=True):
+            torch.index_select(bias_Y.unfold(0, out.shape[2], 1), 0, first, out=rows)
+        return out
+
+    def add_rows_gradient(self, places: Tensor, grad: Tensor) -> None:
+        """Add the gradient of `rows`."""
+        if self.table_HP is None:
+            return
+        assert self.grad_HP is not None
+        distances = places[:, None] - torch.arange(grad.shape[2], device=places.device)
+        buckets = distances.clamp_(0, self.table_HP.shape[1] - 1).flatten()
+        for sums_P, rows in zip(self.grad_HP, grad, strict=True):
+            sums_P += torch.bincount(buckets, rows.flatten(), self.table_HP.shape[1])
 
     def table_gradient(self) -> Tensor | None:
         """[H, P]."""
@@ -94,53 +106,13 @@ class Distances:
         assert self.grad_HAZ is not None
         buckets = self.distance_AZ.clamp(max=self.table_HP.shape[1] - 1).flatten()
         sums = [torch.bincount(buckets, grad.flatten(), self.table_HP.shape[1]) for grad in self.grad_HAZ]
-        return torch.stack(sums).to(self.table_HP.dtype)
+        total_HP = torch.stack(sums)
+        if self.grad_HP is not None:
+            total_HP += self.grad_HP
+        return total_HP.to(self.table_HP.dtype)
 
 
 _FEW_KEYS_A_BUCKET = 4
-
-
-@dataclass(frozen=True)
-class Times:
-    """The clocks of one group, int32 seconds since each user's first event.
-
-    Args:
-        query_Gm, key_Gm: int32.
-        ordered: keys ascend in each user.
-    """
-
-    query_Gm: Tensor
-    key_Gm: Tensor
-    ordered: bool
-
-    @classmethod
-    def of(cls, times_2L: Tensor, group: Group) -> Times:
-        """The clocks of a group's users."""
-        query_Gm, key_Gm = times_2L[:, group.tokens_Gm]
-        first_G1 = key_Gm.amin(dim=1, keepdim=True)
-        # int32 halves the traffic of a pass over pairs; 68 years of one user's history fit in it.
-        query_Gm = (query_Gm - first_G1).clamp_(-1, MAX_SECONDS).to(torch.int32)
-        key_Gm = (key_Gm - first_G1).clamp_(-1, MAX_SECONDS).to(torch.int32)
-        return cls(query_Gm, key_Gm, bool((key_Gm[:, 1:] >= key_Gm[:, :-1]).all()))
-
-    def buckets(self, start: int, stop: int, buckets: int) -> Tensor:
-        """int32 [G*q*e]."""
-        elapsed_Gqe = self.query_Gm[:, start:stop, None] - self.key_Gm[:, None, :stop]
-        return log_buckets(elapsed_Gqe, buckets).flatten()
-
-    def keys_from_bucket(self, start: int, stop: int, buckets: int) -> Tensor:
-        """How many of a query's keys lie in bucket t or above, if keys are ordered: int32 [G, q, T'].
-
-        T' leaves out the buckets that no pair reaches.
-        """
-        query_Gq = self.query_Gm[:, start:stop]
-        top = int(log_buckets(query_Gq.amax() - self.key_Gm[:, 0].amin(), buckets))
-        edges_T = bucket_edges(buckets)[: top + 1].to(query_Gq)
-        latest = (query_Gq[:, :, None] - edges_T).flatten(1)
-        counts = torch.searchsorted(self.key_Gm, latest, right=True, out_int32=True).clamp_(max=stop)
-        counts = counts.view(*query_Gq.shape, top + 1)
-        counts[:, :, 0] = stop  # whatever lies below one second counts as one
-        return counts
 
 
 @dataclass(frozen=True)
@@ -163,73 +135,93 @@ class Part:
         out = self.scratch.take(name, (a.shape[0], a.shape[1], b.shape[2]), self.settings.dtype)
         return torch.bmm(a, b, out=out) if a.dtype == out.dtype else out.copy_(torch.bmm(a, b))
 
-    def scores(self, start: int, stop: int) -> Tensor:
-        """Scores [H*G, q, e] of the queries start … stop-1, capped, not masked."""
-        scores = self._biases(start, stop)
-        q, k_transposed = self.q[:, start:stop], self.k[:, :stop].transpose(1, 2)
-        if scores is None:
-            scores = self.product("scores", q, k_transposed)
-        elif q.dtype == scores.dtype:
-            scores.baddbmm_(q, k_transposed)  # the sum costs nothing beside the product
-        else:
-            scores.add_(torch.bmm(q, k_transposed))
+    def scores(self, block: Block) -> Tensor:
+        """Scores [H*G, q, e] of a block of queries, capped, not masked."""
+        scores = self.raw_scores(block)
         if self.settings.soft_cap:
             scores.div_(self.settings.soft_cap).tanh_().mul_(self.settings.soft_cap)
         return scores
 
-    def _biases(self, start: int, stop: int) -> Tensor | None:
+    def raw_scores(self, block: Block) -> Tensor:
+        """Scores before their cap, [H*G, q, e]."""
+        scores = self.biases(block)
+        q, k_transposed = self.q[:, block.start : block.stop], self.k[:, : block.keys].transpose(1, 2)
+        if scores is None:
+            return self.product("scores", q, k_transposed)
+        if q.dtype == scores.dtype:
+            return scores.baddbmm_(q, k_transposed)  # the sum costs nothing beside the product
+        return scores.add_(torch.bmm(q, k_transposed))
+
+    def biases(self, block: Block) -> Tensor | None:
         """What is added to the scores, [H*G, q, e], in the memory of scores; None where there is nothing."""
         if self.times is None and self.distances is None and self.key_bias is None:
             return None
-        heads, q, e = self.group.heads, stop - start, stop
+        heads, q, e = self.group.heads, block.stop - block.start, block.keys
         biases = self.scratch.take("scores", (heads * self.group.users, q, e), self.settings.dtype)
         if self.times is not None:
             assert self.table_HT is not None
-            index = self.times.buckets(start, stop, self.table_HT.shape[1]).expand(heads, -1)
+            index = self.times.buckets(block, self.table_HT.shape[1]).expand(heads, -1)
             torch.gather(self.table_HT, 1, index, out=biases.view(heads, -1))
         if self.distances is not None:
-            by_distance_Hqe = self.distances.cut(self.distances.bias_HAZ, start, stop)
             biases_HGqe = biases.view(heads, -1, q, e)
-            (biases_HGqe.copy_ if self.times is None else biases_HGqe.add_)(by_distance_Hqe[:, None])
+            (biases_HGqe.copy_ if self.times is None else biases_HGqe.add_)(self.by_distance(self.distances, block))
         if self.key_bias is not None:
             alone = self.times is None and self.distances is None
-            (biases.copy_ if alone else biases.add_)(self.key_bias[:, :stop].transpose(1, 2))
+            (biases.copy_ if alone else biases.add_)(self.key_bias[:, :e].transpose(1, 2))
         return biases
 
-    def mask_(self, x: Tensor, start: int, value: float) -> Tensor:
+    def by_distance(self, distances: Distances, block: Block) -> Tensor:
+        """What is added by distance, [H, G or 1, q, e]."""
+        return distances.cut(distances.bias_HAZ, block)[:, None]
+
+    def mask_(self, x: Tensor, block: Block, value: float) -> Tensor:
         """Put `value`, 0 or -inf, in the future of a block's queries: only its last columns reach there."""
         if value == 0.0:
-            return x.tril_(start)
-        corner = x[:, :, start:]
+            return x.tril_(block.start)
+        corner = x[:, :, block.start :]
         corner.masked_fill_(_future(corner.shape[1], x.device), value)
         return x
 
-    def kept(self, start: int, stop: int) -> Tensor | None:
+    def hashes(self, dropout: Dropout, block: Block) -> Tensor:
+        """What tells the pairs that dropout keeps, [H, G, q, e]."""
+        query = self.query_hashes(dropout, block)
+        return mix_(query.bitwise_xor(dropout.key_hash(self.group.tokens_Gm[:, None, : block.keys])))
+
+    def query_hashes(self, dropout: Dropout, block: Block) -> Tensor:
+        """[H, G, q, 1]."""
+        head_H111 = torch.arange(self.group.heads, device=self.q.device)[:, None, None, None]
+        return dropout.query_hash(head_H111, self.group.tokens_Gm[:, block.start : block.stop, None])
+
+    def kept(self, block: Block) -> Tensor | None:
         """What dropout leaves, [H*G, q, e] of the dtype of scores."""
         dropout = self.settings.dropout
         if dropout is None:
             return None
-        head_H111 = torch.arange(self.group.heads, device=self.q.device)[:, None, None, None]
-        query = dropout.query_hash(head_H111, self.group.tokens_Gm[:, start:stop, None])
-        hashes = mix_(query.bitwise_xor(dropout.key_hash(self.group.tokens_Gm[:, None, :stop])))
-        return (hashes >= dropout.threshold).to(self.settings.dtype).view(-1, stop - start, stop)
+        kept = self.hashes(dropout, block) >= dropout.threshold
+        return kept.to(self.settings.dtype).view(-1, block.stop - block.start, block.keys)
 
-    def attend(self, start: int, stop: int) -> Tensor:
+    def attend(self, block: Block) -> Tensor:
         """[H*G, q, F]."""
-        scores = self.scores(start, stop)
-        if self.settings.softmax:
-            weights = self._softmax(self.mask_(scores, start, -torch.inf))
-        else:
-            weights = self.mask_(F.silu(scores, inplace=True), start, 0.0)
-        kept = self.kept(start, stop)
-        if kept is not None:
-            weights.mul_(kept)
-        return self.product("by query", weights.to(self.v.dtype), self.v[:, :stop])
+        return self.product("by query", self.weights(block).to(self.v.dtype), self.v[:, : block.keys])
 
-    def weights_and_gradient(self, grad_out: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def weights(self, block: Block) -> Tensor:
+        """The weights of the values, [H*G, q, e]."""
+        scores = self.scores(block)
+        if self.settings.softmax:
+            weights = self._softmax(self.mask_(scores, block, -torch.inf))
+        else:
+            weights = self.mask_(F.silu(scores, inplace=True), block, 0.0)
+        kept = self.kept(block)
+        return weights if kept is None else weights.mul_(kept)
+
+    def gradient_of_weights(self, grad_out: Tensor, block: Block) -> Tensor:
+        """[H*G, q, e]."""
+        return self.product("gradient", grad_out[:, block.start : block.stop], self.v[:, : block.keys].transpose(1, 2))
+
+    def weights_and_gradient(self, grad_out: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """The weights of the values and the gradient of the scores before their cap, both [H*G, q, e]."""
-        scores, kept = self.scores(start, stop), self.kept(start, stop)
-        grad = self.product("gradient", grad_out[:, start:stop], self.v[:, :stop].transpose(1, 2))
+        scores, kept = self.scores(block), self.kept(block)
+        grad = self.gradient_of_weights(grad_out, block)
         if kept is not None:
             grad.mul_(kept)
         slope = None
@@ -238,13 +230,13 @@ class Part:
             slope = torch.mul(scores, scores, out=self.scratch.take("slope", tuple(scores.shape), scores.dtype))
             slope.mul_(-(self.settings.soft_cap**-2)).add_(1.0)
         if self.settings.softmax:
-            weights = self._softmax(self.mask_(scores, start, -torch.inf))
+            weights = self._softmax(self.mask_(scores, block, -torch.inf))
             # The scores are no longer needed: their memory takes the gradient.
             grad = torch.ops.aten._softmax_backward_data.out(grad, weights, -1, grad.dtype, grad_input=scores)
         else:
             torch.ops.aten.silu_backward.grad_input(grad, scores, grad_input=grad)
-            self.mask_(grad, start, 0.0)
-            weights = self.mask_(F.silu(scores, inplace=True), start, 0.0)
+            self.mask_(grad, block, 0.0)
+            weights = self.mask_(F.silu(scores, inplace=True), block, 0.0)
         if slope is not None:
             grad.mul_(slope)
         return weights if kept is None else weights.mul_(kept), grad
@@ -254,20 +246,49 @@ class Part:
         found: Tensor = torch.ops.aten._softmax.out(scores, -1, False, out=weights)
         return found
 
-    def add_time_gradient(self, grad_HT: Tensor, grad_scores: Tensor, start: int, stop: int) -> None:
+    def backward(self, grad_out: Tensor, grads: Gradients, block: Block) -> None:
+        """Gradients of a block of queries, of [H*G, m, F] of its part's results."""
+        self.add_gradients(*self.weights_and_gradient(grad_out, block), grad_out, grads, block)
+
+    def add_gradients(
+        self, weights: Tensor, grad_scores: Tensor, grad_out: Tensor, grads: Gradients, block: Block
+    ) -> None:
+        """From the scores' gradient to that of all that they were made from."""
+        queries, keys = slice(block.start, block.stop), slice(block.keys)
+        dtype = grad_out.dtype
+        # Not baddbmm_: on a slice it falls back to one product per user.
+        grads.v[:, keys] += self.product("by key", weights.to(dtype).transpose(1, 2), grad_out[:, queries])
+        narrow = grad_scores.to(dtype)
+        grads.q[:, queries] = self.product("by query", narrow, self.k[:, keys])
+        grads.k[:, keys] += self.product("by key", narrow.transpose(1, 2), self.q[:, queries])
+        if grads.key_bias is not None:
+            grads.key_bias[:, keys, 0] += grad_scores.sum(dim=1)
+        if self.distances is not None:
+            self.add_distance_gradient(self.distances, grad_scores, block)
+        if grads.table_HT is not None:
+            self.add_time_gradient(grads.table_HT, grad_scores, block)
+
+    def add_distance_gradient(self, distances: Distances, grad_scores: Tensor, block: Block) -> None:
+        """Add the gradient of `by_distance`."""
+        if distances.grad_HAZ is not None:
+            into_Hqe = distances.cut(distances.grad_HAZ, block)
+            into_Hqe += grad_scores.view(into_Hqe.shape[0], -1, *into_Hqe.shape[1:]).sum(dim=1)
+
+    def add_time_gradient(self, grad_HT: Tensor, grad_scores: Tensor, block: Block) -> None:
         """Add the sums over the pairs of each bucket."""
         assert self.times is not None
         heads, buckets = grad_HT.shape
-        if not self.times.ordered or stop < _FEW_KEYS_A_BUCKET * buckets:  # few keys are sooner counted than searched
-            pairs = self.times.buckets(start, stop, buckets)
+        few = block.keys < _FEW_KEYS_A_BUCKET * buckets  # are sooner counted than searched
+        if not self.times.ordered or few:
+            pairs = self.times.buckets(block, buckets)
             for grad_T, grad_pairs in zip(grad_HT, grad_scores.view(heads, -1), strict=True):
                 grad_T += torch.bincount(pairs, grad_pairs, buckets)
             return
         running = self.scratch.take("other", tuple(grad_scores.shape), grad_scores.dtype)
         torch.cumsum(grad_scores, dim=2, out=running)
-        count_GqT = self.times.keys_from_bucket(start, stop, buckets)
+        count_GqT = self.times.keys_from_bucket(block, buckets)
         index = (count_GqT - 1).clamp_(min=0).expand(heads, -1, -1, -1)
-        sums = torch.gather(running.view(heads, -1, stop - start, stop), 3, index).mul_(count_GqT > 0)
+        sums = torch.gather(running.view(heads, -1, *grad_scores.shape[1:]), 3, index).mul_(count_GqT > 0)
         from_bucket_HT = sums.sum(dim=(1, 2), dtype=torch.float64)
         from_bucket_HT[:, :-1] -= from_bucket_HT[:, 1:].clone()
         grad_HT[:, : from_bucket_HT.shape[1]] += from_bucket_HT

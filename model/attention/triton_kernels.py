@@ -5,8 +5,11 @@ walks over the user's other tokens, tile by tile. No tile is written; both backw
 A program writes only what it owns, so two runs give the same bits: the tables' gradients leave as one partial sum per
 program, to be added up afterwards.
 
-`blocks` is int32 [blocks, 3]: first token of the block, first and end of the user's tokens; a block that begins at its
-user's end is empty.
+`places` is int32 [L]: twice each token's place in its user's history, and one if the token is alone; None if none is.
+
+`blocks` is int32 [blocks, 4]: first token of the block, first and end of the user's tokens, and how far the walk goes.
+A block of queries walks over keys up to there and over its own, one of keys over queries from its own up to there. A
+block that begins at its user's end is empty.
 
 Shapes: L tokens · H heads · E width of a query or key · F width of a value · T time buckets · P position buckets.
 """
@@ -18,7 +21,9 @@ import triton
 import triton.language as tl
 
 from model.attention.triton_scores import (
+    add_by_distance,
     biased,
+    distances,
     factors,
     product,
     rows,
@@ -43,6 +48,7 @@ def forward_kernel(
     query_times,
     key_times,
     position_table,
+    places,
     inverse,
     blocks,
     out,
@@ -71,23 +77,28 @@ def forward_kernel(
 ):
     """out[i] = Σ_j factor_ij · φ(score_ij) · v[j]."""
     block, head = tl.program_id(0), tl.program_id(1)
-    first, start, stop = tl.load(blocks + 3 * block), tl.load(blocks + 3 * block + 1), tl.load(blocks + 3 * block + 2)
+    first, start, stop = tl.load(blocks + 4 * block), tl.load(blocks + 4 * block + 1), tl.load(blocks + 4 * block + 2)
+    near = tl.load(blocks + 4 * block + 3)
     if first >= stop:
         return
     i = first + tl.arange(0, BLOCK)
     pointers, exists = rows(q, first, stop, head, q_token, q_head, E, PADDED_E, BLOCK)
     q_tile = tl.load(pointers, mask=exists, other=0.0)
     gathered = tl.zeros((BLOCK, PADDED_F), dtype=tl.float32)
-    for begin in range(start, first + BLOCK, BLOCK):
+    for tile in range(start, near + BLOCK, BLOCK):
+        begin = tile if places is None else tl.where(tile < near, tile, first)
         j = begin + tl.arange(0, BLOCK)
         pointers, exists = rows(k, begin, stop, head, k_token, k_head, E, PADDED_E, BLOCK)
         scores = product(q_tile, tl.trans(tl.load(pointers, mask=exists, other=0.0)), DOT) * scale
         buckets = None
         if time_table is not None:
             buckets = time_buckets_of(query_times, key_times, i, j, stop, T)
-        scores = biased(scores, buckets, i, j, stop, head, heads, slopes, key_bias, time_table, T, position_table, P)
+        distance = distances(i, j, stop, places)
+        scores = biased(
+            scores, buckets, distance, j, stop, head, heads, slopes, key_bias, time_table, T, position_table, P
+        )
         weights, _ = weights_and_slopes(scores, soft_cap, CAPPED)
-        weights *= factors(i, j, stop, head, inverse, seed, threshold, kept_factor, DROPOUT)
+        weights *= factors(i, j, stop, head, places, inverse, seed, threshold, kept_factor, DROPOUT)
         pointers, exists = rows(v, begin, stop, head, v_token, v_head, F, PADDED_F, BLOCK)
         v_tile = tl.load(pointers, mask=exists, other=0.0)
         gathered += product(weights.to(v_tile.dtype), v_tile, DOT)
@@ -106,6 +117,7 @@ def query_gradient_kernel(
     query_times,
     key_times,
     position_table,
+    places,
     inverse,
     blocks,
     grad_out,
@@ -139,10 +151,12 @@ def query_gradient_kernel(
     """grad_q, and this block's share of the tables' gradients: grad_time [blocks, H, T], grad_position [blocks, H, P].
 
     Tiles go from the farthest keys to the diagonal, BLOCK nearer each time. A tile's lower diagonals are the upper ones
-    of the next tile: carried over, they let each distance be written once.
+    of the next tile: carried over, they let each distance be written once. Where tokens are alone, distances do not
+    follow the diagonals, and are added up one by one.
     """
     block, head = tl.program_id(0), tl.program_id(1)
-    first, start, stop = tl.load(blocks + 3 * block), tl.load(blocks + 3 * block + 1), tl.load(blocks + 3 * block + 2)
+    first, start, stop = tl.load(blocks + 4 * block), tl.load(blocks + 4 * block + 1), tl.load(blocks + 4 * block + 2)
+    near = tl.load(blocks + 4 * block + 3)
     if first >= stop:
         return
     i = first + tl.arange(0, BLOCK)
@@ -154,7 +168,8 @@ def query_gradient_kernel(
     by_bucket = tl.zeros((PADDED_T,), dtype=tl.float32)
     carried, far = tl.zeros((BLOCK,), dtype=tl.float32), tl.zeros((BLOCK,), dtype=tl.float32)
     own = (block * heads + head).to(tl.int64)
-    for begin in range(start, first + BLOCK, BLOCK):
+    for tile in range(start, near + BLOCK, BLOCK):
+        begin = tile if places is None else tl.where(tile < near, tile, first)
         j = begin + tl.arange(0, BLOCK)
         pointers, exists = rows(k, begin, stop, head, k_token, k_head, E, PADDED_E, BLOCK)
         k_tile = tl.load(pointers, mask=exists, other=0.0)
@@ -162,9 +177,12 @@ def query_gradient_kernel(
         buckets = None
         if time_table is not None:
             buckets = time_buckets_of(query_times, key_times, i, j, stop, T)
-        scores = biased(scores, buckets, i, j, stop, head, heads, slopes, key_bias, time_table, T, position_table, P)
+        distance = distances(i, j, stop, places)
+        scores = biased(
+            scores, buckets, distance, j, stop, head, heads, slopes, key_bias, time_table, T, position_table, P
+        )
         _, grad_scores = weights_and_slopes(scores, soft_cap, CAPPED)
-        grad_scores *= factors(i, j, stop, head, inverse, seed, threshold, kept_factor, DROPOUT)
+        grad_scores *= factors(i, j, stop, head, places, inverse, seed, threshold, kept_factor, DROPOUT)
         pointers, exists = rows(v, begin, stop, head, v_token, v_head, F, PADDED_F, BLOCK)
         grad_scores *= product(g_tile, tl.trans(tl.load(pointers, mask=exists, other=0.0)), DOT)
         total += product(grad_scores.to(k_tile.dtype), k_tile, DOT)
@@ -172,19 +190,23 @@ def query_gradient_kernel(
             counted = (j[None, :] <= i[:, None]) & (i < stop)[:, None]
             by_bucket += sums_by_bucket(grad_scores, buckets, counted, T, PADDED_T)
         if position_table is not None:
-            upper, lower = sums_by_diagonal(grad_scores, BLOCK)
-            distance = first - begin + tl.arange(0, BLOCK)
-            near = distance < P - 1
-            sums = carried + upper
-            tl.store(grad_position + own * P + distance, sums, mask=near)
-            far += tl.where(near, 0.0, sums)
-            carried = lower
+            if places is None:
+                upper, lower = sums_by_diagonal(grad_scores, BLOCK)
+                diagonal = first - begin + tl.arange(0, BLOCK)
+                is_near = diagonal < P - 1
+                sums = carried + upper
+                tl.store(grad_position + own * P + diagonal, sums, mask=is_near)
+                far += tl.where(is_near, 0.0, sums)
+                carried = lower
+            else:
+                counted = (j[None, :] <= i[:, None]) & (i < stop)[:, None]
+                add_by_distance(grad_position + own * P, grad_scores, tl.minimum(distance, P - 1), counted)
     pointers, exists = rows(grad_q, first, stop, head, heads * E, E, E, PADDED_E, BLOCK)
     tl.store(pointers, (total * scale).to(grad_q.dtype.element_ty), mask=exists)
     if time_table is not None:
         slot = tl.arange(0, PADDED_T)
         tl.store(grad_time + own * T + slot, by_bucket, mask=slot < T)
-    if position_table is not None:
+    if position_table is not None and places is None:
         tl.store(grad_position + own * P + P - 1, tl.sum(far))
 
 
@@ -199,6 +221,7 @@ def key_gradient_kernel(
     query_times,
     key_times,
     position_table,
+    places,
     inverse,
     blocks,
     grad_out,
@@ -230,7 +253,7 @@ def key_gradient_kernel(
 ):
     """grad_k, grad_v, and grad_key_bias [L, H]."""
     block, head = tl.program_id(0), tl.program_id(1)
-    first, stop = tl.load(blocks + 3 * block), tl.load(blocks + 3 * block + 2)
+    first, stop, end = tl.load(blocks + 4 * block), tl.load(blocks + 4 * block + 2), tl.load(blocks + 4 * block + 3)
     if first >= stop:
         return
     j = first + tl.arange(0, BLOCK)
@@ -241,7 +264,7 @@ def key_gradient_kernel(
     total_k = tl.zeros((BLOCK, PADDED_E), dtype=tl.float32)
     total_v = tl.zeros((BLOCK, PADDED_F), dtype=tl.float32)
     total_bias = tl.zeros((BLOCK,), dtype=tl.float32)
-    for begin in range(first, stop, BLOCK):
+    for begin in range(first, end, BLOCK):
         i = begin + tl.arange(0, BLOCK)
         pointers, exists = rows(q, begin, stop, head, q_token, q_head, E, PADDED_E, BLOCK)
         q_tile = tl.load(pointers, mask=exists, other=0.0)
@@ -249,9 +272,12 @@ def key_gradient_kernel(
         buckets = None
         if time_table is not None:
             buckets = time_buckets_of(query_times, key_times, i, j, stop, T)
-        scores = biased(scores, buckets, i, j, stop, head, heads, slopes, key_bias, time_table, T, position_table, P)
+        distance = distances(i, j, stop, places)
+        scores = biased(
+            scores, buckets, distance, j, stop, head, heads, slopes, key_bias, time_table, T, position_table, P
+        )
         weights, grad_scores = weights_and_slopes(scores, soft_cap, CAPPED)
-        factor = factors(i, j, stop, head, inverse, seed, threshold, kept_factor, DROPOUT)
+        factor = factors(i, j, stop, head, places, inverse, seed, threshold, kept_factor, DROPOUT)
         pointers, exists = rows(grad_out, begin, stop, head, heads * F, F, F, PADDED_F, BLOCK)
         g_tile = tl.load(pointers, mask=exists, other=0.0)
         total_v += product(tl.trans((weights * factor).to(g_tile.dtype)), g_tile, DOT)

@@ -51,9 +51,19 @@ def time_buckets_of(query_times, key_times, i, j, stop, T):
 
 
 @triton.jit
-def biased(scores, buckets, i, j, stop, head, heads, slopes, key_bias, time_table, T, position_table, P):
+def distances(i, j, stop, places):
+    """How many tokens that are seen lie between two, and one: int32 of the tile's shape."""
+    if places is None:
+        return i[:, None] - j[None, :]
+    else:
+        place_i = tl.load(places + i, mask=i < stop, other=0)
+        place_j = tl.load(places + j, mask=j < stop, other=0)
+        return (place_i >> 1)[:, None] - (place_j >> 1)[None, :]
+
+
+@triton.jit
+def biased(scores, buckets, distance, j, stop, head, heads, slopes, key_bias, time_table, T, position_table, P):
     """Scores with all biases added; a pointer that is None is switched off."""
-    distance = i[:, None] - j[None, :]
     if slopes is not None:
         scores -= tl.load(slopes + head) * distance.to(tl.float32)
     if key_bias is not None:
@@ -85,9 +95,13 @@ def mix(x):
 
 
 @triton.jit
-def factors(i, j, stop, head, inverse, seed, threshold, kept_factor, DROPOUT: tl.constexpr):
+def factors(i, j, stop, head, places, inverse, seed, threshold, kept_factor, DROPOUT: tl.constexpr):
     """What φ(score) is multiplied by: 1 / normaliser, dropout, and zero where the query does not see the key."""
     visible = (j[None, :] <= i[:, None]) & (i < stop)[:, None]
+    if places is not None:
+        is_alone = tl.load(places + j, mask=j < stop, other=0) & 1
+        # Whoever is alone is seen by nobody behind it.
+        visible = visible & (i[:, None] <= tl.where(is_alone == 1, j, stop)[None, :])
     factor = tl.load(inverse + i, mask=i < stop, other=0.0)[:, None]
     if DROPOUT:
         seeded = mix((head * HEAD_FACTOR) ^ seed)
@@ -123,6 +137,19 @@ def sums_by_bucket(values, buckets, counted, limit, BLOCK_T: tl.constexpr):
         total = tl.sum(tl.where(buckets == bucket, values, 0.0))
         sums += tl.where(slot == bucket, total, 0.0)
     return sums
+
+
+@triton.jit
+def add_by_distance(into, values, distance, counted):
+    """Add the sum of the values at each distance to what is there, always in the same order.
+
+    It is one thread that reads and writes a single number, so that it finds what it wrote for an earlier tile.
+    """
+    lowest = tl.min(tl.where(counted, distance, 0x7FFFFFFF))
+    highest = tl.max(tl.where(counted, distance, -1))
+    for near in range(lowest, highest + 1):
+        total = tl.sum(tl.where(counted & (distance == near), values, 0.0))
+        tl.store(into + near, tl.load(into + near) + total)
 
 
 @triton.jit

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from common.errors import InputError
 from model.attention.dropout import Dropout
-from model.attention.mask import Mask
 from model.attention.weighting import Weighting
 from model.biases import MAX_SECONDS, ScoreBiases, TimeBias
+from model.mask import Mask
 
 try:
     import triton
@@ -72,9 +72,10 @@ def attend(
         None if time is None else time.table_HT.float().contiguous(),
         None if position is None else position.table_HP.float().contiguous(),
         _Fixed(
-            offsets=mask.offsets,
+            mask=mask,
             inverse_L=weighting.normaliser_L.float().reciprocal(),
             slopes_H=None if biases.slopes_H is None else biases.slopes_H.float(),
+            places_L=None if mask.alone_L is None else _places(mask, mask.alone_L),
             times_2L=None if time is None else _times_of_user(mask.offsets, time),
             scale=weighting.scale,
             soft_cap=weighting.soft_cap,
@@ -106,13 +107,19 @@ def _refuse(q_LHE: Tensor, kind: str) -> None:
 class _Fixed:
     """What takes no gradient."""
 
-    offsets: Tensor
+    mask: Mask
     inverse_L: Tensor  # 1 / normaliser
     slopes_H: Tensor | None
+    places_L: Tensor | None  # int32, see `_places`
     times_2L: Tensor | None  # int32, of queries and keys
     scale: float
     soft_cap: float
     dropout: Dropout | None
+
+
+def _places(mask: Mask, alone_L: Tensor) -> Tensor:
+    """Twice each token's place in its user's history, and one if the token is alone: int32 [L]."""
+    return (2 * mask.positions(alone_L.numel()) + alone_L).to(torch.int32)
 
 
 def _times_of_user(offsets: Tensor, time: TimeBias) -> Tensor:
@@ -130,30 +137,50 @@ def forward_block(width_qk: int, width_v: int) -> int:
     return FORWARD_BLOCK if max(width_qk, width_v) <= WIDE else BLOCK
 
 
-def make_blocks(offsets: Tensor, tokens: int, block: int, *, of_keys: bool) -> Tensor:
+def make_blocks(mask: Mask, tokens: int, block: int, *, of_keys: bool) -> Tensor:
     """Blocks of tokens that share a user, those with the most tiles to walk over first.
 
     How many there are is known on the GPU only. Waiting for it would cost more than a few empty blocks: there are as
     many as could be needed.
 
     Args:
-        offsets: int64 [B+1], the users' ranges.
+        mask: who sees whom.
         tokens: L.
         block: tokens of a block.
-        of_keys: a block of keys walks on to its user's end; one of queries, from its user's first token.
+        of_keys: a block of keys walks on to its user's end, unless all of it is alone; one of queries, from its user's
+            first token on to the last that is not alone, then over itself.
 
     Returns:
-        int32 [N, 3]: first token of the block, first and end of its user; empty blocks begin at their user's end.
+        int32 [N, 4]: first token of the block, first and end of its user, and how far the walk goes, as in
+        `triton_kernels`; empty blocks begin at their user's end.
     """
+    offsets = mask.offsets
     starts, stops = offsets[:-1], offsets[1:]
     last = ((stops - starts + block - 1) // block).cumsum(0)
     numbers = torch.arange(tokens // block + starts.numel(), device=offsets.device)
     user = torch.searchsorted(last, numbers, right=True).clamp_(max=starts.numel() - 1)
     before = torch.where(user > 0, last[user - 1], 0)
     first = torch.minimum(starts[user] + (numbers - before) * block, stops[user])
-    work = stops[user] - first if of_keys else torch.where(first < stops[user], first - starts[user] + 1, 0)
+    start, stop = starts[user], stops[user]
+    far = stop if of_keys else first
+    if mask.alone_L is not None:
+        behind = _behind_last_seen(mask.alone_L)
+        if of_keys:
+            far = torch.where(
+                behind[torch.minimum(first + block, stop)] > first, stop, torch.minimum(first + block, stop)
+            )
+        else:
+            tiles = ((behind[first] - start).clamp_(min=0) + block - 1) // block
+            far = start + tiles * block
+    work = far - first if of_keys else torch.where(first < stop, far - start + 1, 0)
     order = torch.argsort(work, descending=True, stable=True)
-    return torch.stack((first, starts[user], stops[user]), dim=1)[order].to(torch.int32)
+    return torch.stack((first, start, stop, far), dim=1)[order].to(torch.int32)
+
+
+def _behind_last_seen(alone_L: Tensor) -> Tensor:
+    """One behind the last token before each that is not alone, 0 if there is none: int64 [L+1]."""
+    number_L = torch.arange(1, alone_L.numel() + 1, device=alone_L.device).masked_fill_(alone_L, 0)
+    return torch.cat((number_L.new_zeros(1), number_L.cummax(0).values))
 
 
 class _TritonSilu(torch.autograd.Function):
@@ -225,6 +252,7 @@ class _Launch:
             "query_times": None if fixed.times_2L is None else fixed.times_2L[0],
             "key_times": None if fixed.times_2L is None else fixed.times_2L[1],
             "position_table": position_HP,
+            "places": fixed.places_L,
             "inverse": fixed.inverse_L,
             "q_token": q_LHE.stride(0),
             "q_head": q_LHE.stride(1),
@@ -247,11 +275,11 @@ class _Launch:
     @property
     def is_needed(self) -> bool:
         """Whether there is a user's token at all."""
-        return self.tokens > 0 and self.fixed.offsets.numel() > 1
+        return self.tokens > 0 and self.fixed.mask.offsets.numel() > 1
 
     def blocks(self, block: int, *, of_keys: bool) -> Tensor:
         """See `make_blocks`."""
-        return make_blocks(self.fixed.offsets, self.tokens, block, of_keys=of_keys)
+        return make_blocks(self.fixed.mask, self.tokens, block, of_keys=of_keys)
 
     def __call__(self, kernel: Any, blocks: Tensor, block: int, others: dict[str, Any]) -> None:
         """One program a block and head."""

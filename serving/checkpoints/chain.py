@@ -156,12 +156,12 @@ class Checkpoints:
             raise InputError(f"{self.storage.url}: holds no checkpoint; train first: python -m trainer.train …")
         raise InputError(*passed)
 
-    def best(self, metric: str) -> Link | None:
+    def best(self) -> Link | None:
         """The checkpoint with the largest validation metric, the earliest of equals; the newest if none has one."""
         links = self.links()
-        measured = [link for link in links if not math.isnan(link.manifest.metrics.get(metric, math.nan))]
+        measured = [link for link in links if not math.isnan(link.manifest.score)]
         if measured:
-            return max(measured, key=lambda link: link.manifest.metrics[metric])
+            return max(measured, key=lambda link: link.manifest.score)
         return links[-1] if links else None
 
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -30,6 +32,14 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 256 * 2**20
 
 BASE, DELTA = "base", "delta"
+
+SELECTION_METRICS = ("ndcg@10", "gain")
+"""Which validation metric chooses the best checkpoint: of a model that makes lists, and of one that ranks."""
+
+
+def selection_metric(metrics: Mapping[str, float]) -> str:
+    """The one that a validation gave; empty if it gave none."""
+    return next((name for name in SELECTION_METRICS if name in metrics), "")
 
 
 class Damage(Exception):
@@ -102,6 +112,11 @@ class Manifest:
     """What the trainer needs to go on: where the loader is, best validation so far."""
     metrics: dict[str, float]
     """Validation metrics at this step; empty between validations."""
+
+    @property
+    def score(self) -> float:
+        """The validation metric that chooses the best checkpoint; NaN where there is none."""
+        return self.metrics.get(selection_metric(self.metrics), math.nan)
 
     @property
     def size(self) -> int:

@@ -28,6 +28,7 @@ from model.embeddings import (
 from model.heads import CascadedHeads
 from model.item_head import unit_rows
 from model.recommender import Recommender
+from model.task_heads import TaskHeads
 from semantic_ids.codes.code_table import CodeTable
 from serving.checkpoints.chain import Checkpoints, Link
 from serving.checkpoints.manifest import MANIFEST, Damage, Manifest
@@ -37,9 +38,6 @@ from sharding.hashing.hashed_items import load_hash_state
 from sharding.planning.placement import Placement, row_wise
 from sharding.tables import table_shards
 from sharding.world import World
-
-SELECTION_METRIC = "ndcg@10"
-"""The validation metric that chooses the best checkpoint."""
 
 MODEL = "model."
 """What the names of dense parameters begin with in a checkpoint's dense file."""
@@ -88,7 +86,7 @@ def find_chain(storage: Storage, which: str) -> list[Link]:
     names = checkpoints.names()
     if not names:
         raise InputError(f"{storage.url}: holds no checkpoint; train first: python -m trainer.train …")
-    best = checkpoints.best(SELECTION_METRIC) if which == "best" else None
+    best = checkpoints.best() if which == "best" else None
     name = best.name if best else which
     if name not in names:
         raise InputError(f"{storage.where(name)}: no such checkpoint; there are best, latest, {', '.join(names)}")
@@ -128,12 +126,14 @@ def build_sharded(
     learning_rate: float = 0.0,
     epsilon: float = 1e-8,
     codebooks_CVd: Tensor | None = None,
+    label_moments: tuple[Tensor, Tensor] | None = None,
     placement: Placement | None = None,
 ) -> DistributedModelParallel:
     """A recommender with its tables over the ranks, freshly initialised: the same numbers on any ranks under any plan.
 
-    With `codebooks_CVd` the code table and the heads start from the quantiser's codebooks instead of noise. Without
-    `placement` the tables lie row-wise over all ranks.
+    With `codebooks_CVd` the code table and the heads start from the quantiser's codebooks instead of noise, with
+    `label_moments`, mean and deviation by task, predictions of actions from the mean. Without `placement` the tables
+    lie row-wise over all ranks.
     """
     torch.manual_seed(seed)
     tables = build_embeddings(config, vocabulary, seed, torch.device("meta"))
@@ -144,6 +144,8 @@ def build_sharded(
         code_rows = rows_from_codebooks(codebooks_CVd, config.width, noise)
         if isinstance(model.tower.heads, CascadedHeads):
             model.tower.heads.start_from(code_rows)
+    if label_moments is not None and isinstance(model.tower.heads, TaskHeads):
+        model.tower.heads.start_from(*label_moments)
     model.tower.to(world.device)
 
     def starting_rows(table: str, start: int, stop: int, width: int) -> Tensor:

@@ -48,12 +48,12 @@ class PlanConfig:
             faults.append("`sharding.plan` names a plan to follow, and this command makes one: leave it out")
         if bool(self.store) != bool(self.codes):
             faults.append("`store` and `codes` belong together: give both or neither")
-        if self.model.output.kind == "codes" and self.negatives != NegativesConfig():
-            faults.append("`negatives` means nothing with `model.output.kind` codes: leave it out")
-        if self.tokens < self.model.max_history:
+        if self.model.output.kind != "items" and self.negatives != NegativesConfig():
+            faults.append(f"`negatives` means nothing with `model.output.kind` {self.model.output.kind}: leave it out")
+        if self.tokens < self.model.max_tokens:
             faults.append(
-                f"`tokens` is {self.tokens}, less than `model.max_history` {self.model.max_history}: a user's whole "
-                f"window must fit into one batch"
+                f"`tokens` is {self.tokens}, less than the {self.model.max_tokens} tokens of a window of "
+                f"`model.max_history` {self.model.max_history}: a user's whole window must fit into one batch"
             )
         if faults:
             raise InputError(*faults)

@@ -140,8 +140,8 @@ def smallest_cluster(problem: Problem) -> Cluster | None:
 
 
 def largest_budget(problem: Problem) -> int | None:
-    """The most tokens a rank and step that fit, a multiple of 256; None if not even the longest history does."""
-    least = -(-problem.model.max_history // _TOKEN_STEP) * _TOKEN_STEP
+    """The most tokens a rank and step that fit, a multiple of 256; None if not even the longest window does."""
+    least = -(-problem.model.max_tokens // _TOKEN_STEP) * _TOKEN_STEP
     budgets = range(least, _MAX_TOKENS + 1, _TOKEN_STEP)
     too_many = _first(budgets, lambda tokens: not dataclasses.replace(problem, tokens=tokens).fits())
     if too_many is None:

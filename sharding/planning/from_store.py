@@ -8,7 +8,8 @@ import numpy as np
 
 from data.event_store import EventStore
 from data.loader import Loader, item_features
-from data.schema import TIMESTAMP
+from data.ranking.actions import num_actions
+from data.schema import PLAYED_RATIO, TIMESTAMP
 from data.sequences import make_plan
 from semantic_ids.codes.code_table import CodeTable
 from sharding.planning.config import PlanConfig
@@ -51,10 +52,13 @@ def sizes_of_store(config: PlanConfig) -> DataSizes:
     items = sum(batch.item_ids.values().numel() for batch in batches)
     artists = sum(batch.features.length_per_key()[batch.features.keys().index("artist_quotient")] for batch in batches)
     lengths = loader.lengths(0)
+    output, event_types = config.model.output, len(store.event_types)
+    if output.kind == "actions":
+        event_types = num_actions(event_types, output.actions.played_buckets, has_played=store.has_column(PLAYED_RATIO))
     return DataSizes(
         items=store.num_items,
         artists=store.num_artists,
-        event_types=len(store.event_types),
+        event_types=event_types,
         levels=codes.num_levels,
         codes=codes.codes_per_level,
         artists_per_item=artists / max(items, 1),

@@ -45,7 +45,18 @@ def test_a_command_that_fails_is_told() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["activations", "attention", "checkpoint", "crash", "data", "retrieval", "semantic_ids", "sharding"],
+    [
+        "activations",
+        "attention",
+        "checkpoint",
+        "crash",
+        "data",
+        "mfalcon",
+        "ranking",
+        "retrieval",
+        "semantic_ids",
+        "sharding",
+    ],
 )
 def test_a_benchmark_is_started_by_its_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `python -m` does it; that it measures what it names is seen elsewhere, mostly by calls."""

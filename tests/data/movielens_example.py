@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.sources.movielens import GENRES, RECBOLE
+from data.sources.movielens_users import RECBOLE_USERS
 
 # (id, title in u.item, title and year in RecBole's file, genres)
 FILMS = [
@@ -18,6 +19,16 @@ FILMS = [
     (4, "Marlene Dietrich: Shadow and Light (1996) ", "Marlene Dietrich: Shadow and Light", "1996", ["Documentary"]),
     (5, "Giving (1995) (V)", "Giving (1995)", "V", ["Animation", "Children's"]),
     (6, "Never Rated (1997)", "Never Rated", "1997", ["Film-Noir"]),
+]
+
+
+# (id, age, gender, occupation, postcode); user 4 rates nothing
+USERS = [
+    (2, 53, "F", "other", "94043"),
+    (3, 7, "M", "student", "V1G4L"),
+    (4, 24, "M", "technician", "43537"),
+    (5, 17, "F", "none", "15213"),
+    (10, 56, "M", "lawyer", "90703"),
 ]
 
 
@@ -46,6 +57,15 @@ def recbole_files(rows: list[tuple[int, int, int, int]] | None = None) -> dict[s
     items = [RECBOLE.items_header or ""]
     items += ["\t".join([str(number), title, year, " ".join(genres)]) for number, _, title, year, genres in FILMS]
     return {RECBOLE.ratings_file: "\n".join(lines).encode(), RECBOLE.items_file: "\n".join(items).encode()}
+
+
+def grouplens_users() -> dict[str, bytes]:
+    return {"u.user": "".join("|".join(map(str, user)) + "\n" for user in USERS).encode()}
+
+
+def recbole_users() -> dict[str, bytes]:
+    lines = [RECBOLE_USERS.header or "", *("\t".join(map(str, user)) for user in USERS)]
+    return {RECBOLE_USERS.name: "\n".join(lines).encode()}
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:

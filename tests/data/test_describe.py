@@ -13,7 +13,9 @@ from data import describe, schema
 from data.describe_page import render_page
 from data.describe_tables import Table, make_tables, share, unit_of
 from data.event_store import EventStore
+from data.series.writer import SeriesRequest
 from data.statistics import gather
+from data.store_writer import write_event_store
 from tests.common.html_reader import Page
 from tests.data.written_log import Event, WrittenLog, written_logs
 
@@ -87,6 +89,16 @@ def test_every_figure_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]
     assert {name: row(text, name) for name in expected} == expected
     assert "over time, day by day" in text
     assert row(text, "active users") == ["0.7", "0", "1", "day 0"]
+
+
+def test_series_and_their_values_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_event_store(LOG, tmp_path / "store", series=SeriesRequest(preferred_artist_days=2))
+    status, text, _ = run(capfd, f"store={tmp_path / 'store'}", "--json")
+    assert status == 0
+    assert row(text, "series_entries") == ["2"]  # the third user has played no artist before the log ends
+    assert row(text, "· preferred_artist") == ["2 values", "2 days"]
+    summary = json.loads(text.splitlines()[-1])
+    assert summary["series"] == {"preferred_artist": {"values": 2, "days": 2}}
 
 
 def test_the_page_stands_beside_the_store(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ def prove(folder: Path, config: SplitConfig = CONFIG) -> None:
     prove_no_leakage(folder, config, 6, (int(times.min()), int(times.max())))
 
 
-@pytest.mark.parametrize("kind", ["temporal", "leave-last-out", "held-out-users"])
+@pytest.mark.parametrize("kind", ["temporal", "leave-last-out", "leave-last-share", "held-out-users"])
 @pytest.mark.parametrize("block", [1, 20, 2**21])
 def test_honest_stores_pass_in_blocks_of_any_size(
     folder: Path, kind: str, block: int, monkeypatch: pytest.MonkeyPatch

@@ -145,6 +145,37 @@ TABLE = ("source=table", "out=x", "path=y", "columns.user=u", "columns.item=i", 
         ),
         ([*TABLE, "separator=ab"], ["`separator` is 'ab', must be one character"]),
         ([*TABLE, "timestamp_unit=h"], ["`timestamp_unit` is 'h', expected one of s, ms, us, ns, iso"]),
+        (
+            ["source=yambda", "out=x", "path=y", "kind=likes", "series=[demographics,file,file]"],
+            [
+                "3 faults",
+                "`series` names 'demographics', which source=yambda has not; choose of preferred_artist",
+                "`series` names 'file', which",
+                "`series` names file more than once",
+            ],
+        ),
+        (
+            ["source=movielens-100k", "out=x", "series=[file]", "series_file.path=z", "preferred_artist_days=0"],
+            ["`preferred_artist_days` is 0, must be at least 1"],
+        ),
+        (
+            ["source=movielens-1m", "out=x", "path=y", "series=[file,age]", "series_file.path=z"],
+            [
+                "3 faults",
+                "`series_file.path` means nothing to source=movielens-1m",
+                "`series` names 'age', which source=movielens-1m has not; choose of demographics, age_group,",
+            ],
+        ),
+        ([*TABLE, "series=[file]"], ["`series_file.path` is required where `series` names file"]),
+        ([*TABLE, "series_file.path=z"], ["`series_file` means nothing where `series` does not name file; add it"]),
+        (
+            [*TABLE, "series_file.user=series"],
+            [
+                "2 faults",
+                "`series_file.user` needs `path`",
+                "`series_file.user`, `timestamp`, `series` and `value` must be different columns",
+            ],
+        ),
         (["out"], ["`out` is not of the form key=value"]),
     ],
 )
@@ -187,6 +218,28 @@ def test_nothing_but_a_store_is_ever_replaced(
     assert sorted(path.name for path in movielens.iterdir()) == ["u.data", "u.item"]
     (tmp_path / "empty").mkdir()
     assert main(["source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'empty'}"]) == 0
+
+
+def test_series_are_summed_up(tmp_path: Path, movielens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example.write(movielens, example.grouplens_users())
+    keys = ["source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'store'}", "--json"]
+    assert main([*keys, "series=[gender,preferred_artist]", "preferred_artist_days=7"]) == 0
+    printed = capsys.readouterr().out
+    assert "\n  gender           2 values\n" in printed.replace("    gender", "  gender")
+    summary = json.loads(printed.splitlines()[-1])
+    values = EventStore.open(tmp_path / "store").manifest.series["preferred_artist"]["values"]
+    assert summary["series"] == {"gender": {"values": 2}, "preferred_artist": {"values": values, "days": 7}}
+    assert summary["series_entries"] == 8
+
+
+def test_a_series_file_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, out = tmp_path / "log.csv", tmp_path / "out"
+    log.write_text("u,i,t\n1,2,3\n")
+    keys = ["source=table", f"path={log}", "columns.user=u", "columns.item=i", "columns.timestamp=t", f"out={out}"]
+    assert main(keys) == 0
+    (out / "series.csv").write_text("user,timestamp,series,value\n1,2,plan,x\n")
+    assert main([*keys, "series=[file]", f"series_file.path={out / 'series.csv'}"]) == 2
+    assert f"series.csv: lies inside {out}, which would be replaced" in capsys.readouterr().err
 
 
 def test_an_unwritable_place_is_told(tmp_path: Path, movielens: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,26 @@ def test_leave_last_out_holds_out_the_last_two_of_three_or_more() -> None:
         np.testing.assert_array_equal(held.request_time_U[2:], 7 * (offsets[2:-1] + at))
 
 
+@settings(max_examples=50)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=20), share=st.floats(0.01, 0.49))
+def test_leave_last_share_holds_out_the_end_of_every_history(lengths: list[int], share: float) -> None:
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    times_E = np.arange(offsets[-1]) * 5
+    split = make_split(SplitConfig(kind="leave-last-share", test_share=share), offsets, times_E)
+    for user, length in enumerate(lengths):
+        held = max(round(length * share), 1)
+        if length < 3 or 2 * held >= length:
+            held = 0
+        cuts = [length - 2 * held, length - held, length]
+        assert split.train_end_U[user] == cuts[0] > 0
+        for part, start, stop in ((split.validation, *cuts[:2]), (split.test, *cuts[1:])):
+            assert [part.history_stop_U[user], part.start_U[user], part.stop_U[user]] == [start, start, stop]
+            assert not held or part.request_time_U[user] == 5 * (offsets[user] + start)
+    check_no_leakage(split, np.array([], int), np.array([], int), np.array([], int))
+    with pytest.raises(InputError, match=r"`split.test_share` is 0.5, must be below 0.5 with split.kind=leave-last"):
+        SplitConfig(kind="leave-last-share", test_share=0.5)
+
+
 def test_the_constants_of_yambda_are_the_published_ones() -> None:
     config = SplitConfig(kind="yambda")
     assert cut_offs(config, (0, 25_999_995)) == CutOffs(

@@ -7,7 +7,9 @@ import yaml
 
 from common.config import from_plain, resolve, to_plain, to_yaml
 from common.errors import InputError
-from model.config import AttentionConfig, BiasConfig, ModelConfig, Vocabulary
+from data.ranking.config import FORMS, ActionsConfig
+from model.config import AttentionConfig, BiasConfig, HeadsConfig, ItemTableConfig, ModelConfig, Vocabulary
+from tests.model.test_recommender import BASELINE
 
 ARCHITECTURES = Path(__file__).parents[2] / "configs" / "architectures"
 
@@ -83,6 +85,65 @@ def test_a_model_has_codes_or_items_or_both() -> None:
     assert "vocabulary" in faults_of("items.kind=table")[0]
 
 
+LIKE = 'output.actions.tasks=["like: event_type is like"]'
+
+
+def test_a_model_that_predicts_actions_says_which() -> None:
+    (fault,) = faults_of("output.kind=actions")
+    assert fault.startswith("output.actions.tasks is empty, and kind=actions predicts nothing else: name at least one")
+    for form in ("played_ratio >= 50", "event_type is like", "played_ratio / 100", "event_type number"):
+        assert form in fault
+    cfg = resolve(ModelConfig, "train", None, ["output.kind=actions", LIKE, "output.actions.form=merged"])
+    assert (cfg.output.kind, cfg.form, cfg.output.actions.loss_weights) == ("actions", "merged", (1.0,))
+    assert from_plain(ModelConfig, to_plain(cfg), "manifest.json") == cfg
+    assert (ModelConfig().form, HeadsConfig(kind="items").actions) == (None, ActionsConfig())
+
+
+def test_options_of_another_output_are_refused_all_at_once() -> None:
+    faults = faults_of(
+        "output.kind=actions",
+        *(f"output.{key}" for key in ("gated=false", "logit_scale=3", "temperature=1", "chunk_tokens=9")),
+    )
+    assert [fault.split("=")[0] for fault in faults] == [
+        *(f"output.{key}" for key in ("gated", "logit_scale", "temperature", "chunk_tokens")),
+        "output.actions.tasks is empty, and kind",
+    ]
+    assert faults[0] == "output.gated=false means nothing with kind=actions: leave it out"
+    for kind in ("codes", "items"):
+        found = faults_of(f"output.kind={kind}", "output.actions.form=merged", "output.actions.hidden=8", LIKE)
+        assert [fault.split("=")[0] for fault in found] == [
+            f"output.actions.{key}" for key in ("form", "tasks", "hidden")
+        ]
+        assert found[0] == (
+            f"output.actions.form=merged means nothing with kind={kind}: leave it out, or set kind=actions"
+        )
+    assert len(faults_of("output.gated=false", "output.kind=items", "output.temperature=0", "items.kind=hashed")) == 2
+
+
+@pytest.mark.parametrize("items", ["none", "vocabulary", "hashed"])
+@pytest.mark.parametrize("architecture", ["hstu", "sasrec", "transformer++"])
+def test_actions_go_with_every_architecture_and_table(architecture: str, items: str) -> None:
+    cfg = ModelConfig(
+        architecture=architecture,
+        items=ItemTableConfig(kind=items),
+        output=HeadsConfig(kind="actions", actions=ActionsConfig(tasks=["rating: event_type number"])),
+        **({} if architecture == "hstu" else BASELINE),
+    )
+    assert cfg.max_tokens == 401
+
+
+def test_tokens_and_places_of_the_longest_window() -> None:
+    found = {}
+    for form in FORMS:
+        actions = ActionsConfig(form=form, tasks=["like: event_type is like"])
+        cfg = ModelConfig(max_history=50, output=HeadsConfig(kind="actions", actions=actions))
+        found[form] = cfg.max_tokens, cfg.max_places
+    assert found == {"interleaved": (101, 101), "merged": (100, 51), "interactions": (50, 50)}
+    for kind in ("codes", "items"):
+        cfg = ModelConfig(max_history=50, items=ItemTableConfig(kind="vocabulary"), output=HeadsConfig(kind=kind))
+        assert (cfg.max_tokens, cfg.max_places) == (50, 50)
+
+
 def test_a_configuration_of_before_these_options_reads_as_it_was() -> None:
     """Manifests of checkpoints hold the options there were."""
     plain = to_plain(ModelConfig(width=48))
@@ -90,7 +151,7 @@ def test_a_configuration_of_before_these_options_reads_as_it_was() -> None:
         del plain[name]
     for name in ("soft_cap", "dropout"):
         del plain["attention"][name]
-    del plain["biases"]["position"], plain["biases"]["position_buckets"]
+    del plain["biases"]["position"], plain["biases"]["position_buckets"], plain["output"]["actions"]
     assert from_plain(ModelConfig, plain, "manifest.json") == ModelConfig(width=48)
     assert Vocabulary(**{"levels": 3, "codes": 7, "artists": 20, "event_types": 4}).items == 0
 

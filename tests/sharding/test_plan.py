@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_written_and_told(capsys: pytest.CaptureFixture[str
     [
         (["goal=best", "nodes=-1", "tokens=0"], ["`goal` is 'best'", "`nodes` is -1", "`tokens` is 0"]),
         (["sharding.plan=x", "store=y"], ["`sharding.plan` names a plan", "`store` and `codes` belong together"]),
-        (["tokens=63"], ["`tokens` is 63, less than `model.max_history` 64"]),
+        (["tokens=63"], ["`tokens` is 63, less than the 64 tokens of a window of `model.max_history` 64"]),
         (["topology=nowhere.yaml"], ["nowhere.yaml: no such file"]),
         (["data.distinct_share=2"], ["`data.distinct_share` is 2.0"]),
         (["sharding.tables.rq.columns=3"], ["`sharding.tables.rq.columns` is 3"]),

@@ -7,7 +7,6 @@ import contextlib
 from common.storage import Storage
 from serving.checkpoints.chain import Checkpoints
 from serving.checkpoints.manifest import MANIFEST, Damage
-from serving.checkpoints.model import SELECTION_METRIC
 
 
 def needed(checkpoints: Checkpoints, keep: int, written: str = "") -> set[str]:
@@ -28,7 +27,7 @@ def needed(checkpoints: Checkpoints, keep: int, written: str = "") -> set[str]:
             continue
         if not written or name <= written:
             keep -= 1
-    best = checkpoints.best(SELECTION_METRIC)
+    best = checkpoints.best()
     if best:
         found.add(best.name)
         with contextlib.suppress(Damage):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from model.attention import attention
 from model.attention.dropout import Dropout
-from model.attention.mask import Mask
 from model.biases import KeyBias, PositionBias, ScoreBiases, TimeBias, alibi_slopes
+from model.mask import Mask
 
 KINDS = ("silu", "softmax")
 
@@ -22,11 +22,13 @@ KINDS = ("silu", "softmax")
 class Case:
     """Random inputs for given user lengths; every tensor that takes a gradient is in `leaves`.
 
-    Numbers are drawn in float64 and rounded to `dtype`; tables are float32 at least, as a model holds them.
+    Numbers are drawn in float64 and rounded to `dtype`; tables are float32 at least, as a model holds them. `alone`:
+    the share of tokens that are alone, in the padding too, or which ones are.
     """
 
     lengths: list[int]
     padding: int = 0
+    alone: float | list[int] = 0.0
     heads: int = 2
     width_qk: int = 3
     width_v: int = 4
@@ -48,7 +50,7 @@ class Case:
         self.generator = torch.Generator().manual_seed(self.seed)
         tokens, heads = sum(self.lengths) + self.padding, self.heads
         wide = torch.promote_types(self.dtype, torch.float32)
-        self.mask = Mask(torch.tensor([0, *self.lengths]).cumsum(0))
+        self.mask = Mask(torch.tensor([0, *self.lengths]).cumsum(0), self.alone_L(tokens))
         self.q, self.k = (self.leaf(name, tokens, heads, self.width_qk) for name in "qk")
         self.v = self.leaf("v", tokens, heads, self.width_v)
         # Few distinct steps: ties in time are frequent. In the padding time stands at zero.
@@ -68,6 +70,14 @@ class Case:
         self.biases = ScoreBiases(alibi_slopes(heads) if self.alibi else None, time, tuple(by_key), position)
         self.normaliser = None if self.kind == "softmax" else 1.0 + self.integers(9, tokens).to(wide)
         self.weight = self.normal(tokens, heads, self.width_v)
+
+    def alone_L(self, tokens: int) -> Tensor | None:
+        if self.alone == 0.0:
+            return None
+        if isinstance(self.alone, list):
+            return torch.isin(torch.arange(tokens), torch.tensor(self.alone))
+        # A generator of its own: all else is as it is without.
+        return torch.rand(tokens, generator=torch.Generator().manual_seed(self.seed)) < self.alone
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64).to(dtype or self.dtype)
@@ -142,6 +152,7 @@ def cases(**fixed: Any) -> st.SearchStrategy[Case]:
     drawn: dict[str, st.SearchStrategy[Any]] = {
         "lengths": st.lists(st.integers(0, 20), max_size=9),
         "padding": st.integers(0, 4),
+        "alone": st.sampled_from((0.0, 0.5, 0.9, 1.0)),
         "heads": st.integers(1, 3),
         "width_qk": st.integers(1, 9),
         "width_v": st.integers(1, 9),

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.attention.dropout import Dropout
-from model.attention.mask import Mask
 from model.biases import log_buckets
+from model.mask import Mask
 from tests.model.attention.strategies import KINDS, Case
 
 BACKENDS = ("dense", "jagged")
@@ -76,6 +76,92 @@ def test_sees_neither_the_future_nor_other_users(backend: str, kind: str) -> Non
     assert touched == list(range(changed, 40 + 70))
 
 
+ALONE = [0, 40, 57, 58, 100, 109, *range(140, 150), 160]
+"""Candidates of users of 40, 70, 0 and 50 tokens: the first, the last, neighbours amidst, a row of them."""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_sees_a_token_that_is_alone(backend: str, kind: str) -> None:
+    """A change at one of them leaves all but its own output bit for bit as it was."""
+    case = Case([40, 70, 0, 50], padding=3, alone=ALONE, kind=kind, dropout=0.2, soft_cap=2.0)
+    assert case.biases.time is not None
+    for changed in (0, 57, 58, 109, 149):
+        before = case.forward(backend)
+        with torch.no_grad():
+            for tensor in (case.q, case.k, case.v):
+                tensor[changed] += 1.0
+        case.biases.by_key[0].buckets_L[changed] = (case.biases.by_key[0].buckets_L[changed] + 1) % 5
+        touched = (before != case.forward(backend)).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        assert touched == [changed]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("last", [0, 1, 59])
+def test_a_token_that_is_alone_finds_what_it_would_without_the_others(backend: str, kind: str, last: int) -> None:
+    """The events before it, then it: a causal sequence of its own."""
+    case = Case([60], alone=[*range(1, 59, 2), 59] if last else [0, 59], kind=kind)
+    assert case.mask.alone_L is not None
+    chosen = torch.tensor([i for i in range(last) if not case.mask.alone_L[i]] + [last])
+    found = case.forward(backend)[last]
+    lone = Case([len(chosen)], kind=kind)
+    with torch.no_grad():
+        for name, leaf in lone.leaves.items():
+            whole = case.leaves[name]
+            leaf.copy_(whole[chosen] if name in "qkv" else whole)
+    assert case.biases.time is not None
+    assert lone.biases.time is not None
+    lone.biases.time.query_times_L.copy_(case.biases.time.query_times_L[chosen])
+    lone.biases.time.key_times_L.copy_(case.biases.time.key_times_L[chosen])
+    for mine, its in zip(lone.biases.by_key, case.biases.by_key, strict=True):
+        mine.buckets_L.copy_(its.buckets_L[chosen])
+    if lone.normaliser is not None:
+        assert case.normaliser is not None
+        lone.normaliser.copy_(case.normaliser[chosen])
+    torch.testing.assert_close(found, lone.forward("dense")[-1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_candidates_of_one_place_may_stand_in_any_order(backend: str, kind: str) -> None:
+    """Their outputs change places with them, and nothing else changes."""
+    case = Case([30, 70], alone=[*range(40, 50), *range(90, 100)], kind=kind)
+    before, order = case.forward(backend), torch.arange(100)
+    order[40:50] = 40 + torch.randperm(10, generator=case.generator)
+    order[90:] = 90 + torch.randperm(10, generator=case.generator)
+    assert case.biases.time is not None
+    by_token = [case.q, case.k, case.v, case.biases.time.query_times_L, case.biases.time.key_times_L]
+    by_token += [bias.buckets_L for bias in case.biases.by_key]
+    by_token += [] if case.normaliser is None else [case.normaliser]
+    with torch.no_grad():
+        for x in by_token:
+            x.copy_(x[order])
+    torch.testing.assert_close(case.forward(backend), before[order], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_in_which_no_token_is_alone_changes_no_bit(backend: str, kind: str) -> None:
+    plain, masked = (Case([5, 70, 2], padding=3, alone=alone, kind=kind) for alone in (0.0, [999]))
+    assert plain.mask.alone_L is None
+    assert masked.mask.alone_L is not None
+    found, expected = masked.forward_and_gradients(backend), plain.forward_and_gradients(backend)
+    assert all(torch.equal(found[name], want) for name, want in expected.items())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [[], [0, 0], [0, 3, 0]])
+def test_none_but_tokens_that_are_alone(backend: str, kind: str, lengths: list[int]) -> None:
+    """Each finds its own value."""
+    case = Case(lengths, padding=2, alone=1.0, kind=kind)
+    out, tokens = case.forward_and_gradients(backend)["out"], sum(lengths)
+    assert not out[tokens:].any()
+    if kind == "softmax":
+        torch.testing.assert_close(out[:tokens], case.v[:tokens])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_user_at_all(backend: str, kind: str) -> None:
@@ -92,14 +178,22 @@ def test_half_precision_comes_out_as_it_went_in(backend: str) -> None:
 
 
 @settings(deadline=None)
-@given(lengths=st.lists(st.integers(0, 4), max_size=5), padding=st.integers(0, 2))
-def test_the_mask_is_user_local_and_causal(lengths: list[int], padding: int) -> None:
+@given(lengths=st.lists(st.integers(0, 4), max_size=5), padding=st.integers(0, 2), alone=st.integers(0, 2**22 - 1))
+def test_the_mask_is_user_local_and_causal(lengths: list[int], padding: int, alone: int) -> None:
     owner: list[int | None] = [user for user, length in enumerate(lengths) for _ in range(length)]
     owner += [None] * padding
     token = torch.arange(len(owner))
-    visible = Mask(torch.tensor([0, *lengths]).cumsum(0)).visible(token[:, None], token[None, :])
+    offsets, is_alone = torch.tensor([0, *lengths]).cumsum(0), [bool(alone >> i & 1) for i in range(len(owner))]
     want = [[a is not None and a == b and j <= i for j, b in enumerate(owner)] for i, a in enumerate(owner)]
-    assert visible.tolist() == want or not owner
+    if owner:
+        assert Mask(offsets).visible(token[:, None], token[None, :]).tolist() == want
+    want = [[seen and (i == j or not is_alone[j]) for j, seen in enumerate(row)] for i, row in enumerate(want)]
+    mask = Mask(offsets, torch.tensor(is_alone, dtype=torch.bool))
+    if owner:
+        assert mask.visible(token[:, None], token[None, :]).tolist() == want
+    places = [sum(row[:i]) for i, row in enumerate(want)]
+    users = sum(lengths)
+    assert mask.positions(len(owner))[:users].tolist() == places[:users]
 
 
 def _mix(x: int) -> int:

@@ -16,10 +16,23 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from common.errors import InputError
 from model.attention import attention, flex
 from model.attention.dropout import Dropout
-from model.attention.mask import Mask
 from model.biases import MAX_SECONDS, KeyBias, PositionBias, ScoreBiases, TimeBias, alibi_slopes, log_buckets
+from model.mask import Mask
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+
+def make_mask(lengths: list[int], tokens: int, alone: float) -> Mask:
+    """With that share of tokens alone, at random; all of the latter half where it is negative."""
+    alone_L = None
+    if alone > 0:
+        alone_L = torch.rand(tokens, generator=torch.Generator().manual_seed(1)) < alone
+    elif alone < 0:
+        alone_L = torch.arange(tokens) >= tokens // 2
+    return Mask(torch.tensor([0, *lengths]).cumsum(0), alone_L)
+
+
+ALONE = st.sampled_from((0.0, 0.005, 0.6, 1.0, -1.0))
 
 
 def both(
@@ -31,12 +44,13 @@ def both(
     width_v: int = 16,
     switches: tuple[bool, ...] = (True,) * 5,
     soft_cap: float = 0.0,
+    alone: float = 0.0,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The output of flex in float32 and of the oracle in float64."""
     generator = torch.Generator().manual_seed(seed)
     tokens = sum(lengths) + padding
-    mask = Mask(torch.tensor([0, *lengths]).cumsum(0))
+    mask = make_mask(lengths, tokens, alone)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
@@ -82,12 +96,12 @@ def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(lengths=st.lists(st.integers(0, 400), max_size=7), padding=st.integers(0, 300))
-def test_block_mask_is_that_of_trying_all_pairs(lengths: list[int], padding: int) -> None:
+@given(lengths=st.lists(st.integers(0, 400), max_size=7), padding=st.integers(0, 300), alone=ALONE)
+def test_block_mask_is_that_of_trying_all_pairs(lengths: list[int], padding: int, alone: float) -> None:
     tokens = sum(lengths) + padding
     if not tokens:
         return
-    mask = Mask(torch.tensor([0, *lengths]).cumsum(0))
+    mask = make_mask(lengths, tokens, alone)
     found = flex.make_block_mask(mask, tokens)
     expected = create_block_mask(flex.make_mask_mod(mask, tokens), None, None, tokens, tokens, device="cpu")
     assert found.shape == expected.shape
@@ -101,10 +115,10 @@ def test_block_mask_is_that_of_trying_all_pairs(lengths: list[int], padding: int
 
 
 @settings(deadline=None, max_examples=60)
-@given(lengths=st.lists(st.integers(0, 20), max_size=6), padding=st.integers(0, 9))
-def test_mask_mod_is_the_definition_except_for_padding(lengths: list[int], padding: int) -> None:
+@given(lengths=st.lists(st.integers(0, 20), max_size=6), padding=st.integers(0, 9), alone=ALONE)
+def test_mask_mod_is_the_definition_except_for_padding(lengths: list[int], padding: int, alone: float) -> None:
     tokens = sum(lengths) + padding
-    mask = Mask(torch.tensor([0, *lengths]).cumsum(0))
+    mask = make_mask(lengths, tokens, alone)
     i, j = torch.arange(tokens)[:, None], torch.arange(tokens)[None, :]
     zero = torch.zeros((), dtype=torch.int64)
     expected = mask.visible(i, j) | ((i == j) & (i >= sum(lengths)))
@@ -130,6 +144,14 @@ def test_equals_dense(without: int, soft_cap: float) -> None:
 
 
 @pytest.mark.usefixtures("_not_compiled")
+@pytest.mark.parametrize("alone", [0.5, 1.0, -1.0])
+def test_equals_dense_with_tokens_that_are_alone(alone: float) -> None:
+    found, expected = both([0, 1, 140, 30, 0, 129], 9, heads=3, soft_cap=2.0, alone=alone)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not found[300:].any()
+
+
+@pytest.mark.usefixtures("_not_compiled")
 def test_equals_dense_without_biases_and_with_other_widths() -> None:
     found, expected = both([60, 3], 0, heads=1, width_qk=16, width_v=32, switches=(False,) * 5)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -149,6 +171,12 @@ def test_compiled_equals_dense_and_is_compiled_once() -> None:
             found, expected = both(lengths, 256 - sum(lengths), soft_cap=5.0)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_compiled_equals_dense_with_tokens_that_are_alone() -> None:
+    with torch.no_grad():
+        found, expected = both([100, 0, 1, 140], 15, soft_cap=5.0, alone=0.5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def run(*, kind: str = "softmax", dropout: Dropout | None = None, leaf: str = "") -> Tensor:

@@ -108,6 +108,39 @@ def test_equals_the_oracle_beyond_a_block(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("alone", [0.5, 0.1])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_candidates_amidst_events(kind: str, alone: float, dtype: torch.dtype, tolerance: float) -> None:
+    """Beyond a block of queries, for users of all lengths."""
+    case = Case(BEYOND_A_BLOCK, padding=7, alone=alone, kind=kind, dtype=dtype, soft_cap=2.0, dropout=0.3, positions=40)
+    assert_equals_oracle(case, tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("one_time", [False, True])
+@pytest.mark.usefixtures("keys_a_bucket")
+def test_many_candidates_after_a_history(kind: str, one_time: bool) -> None:
+    """One user has a history, another but candidates, a third neither, a fourth no candidate."""
+    case = Case([170 + 130, 25, 0, 20], padding=2, alone=[*range(170, 325)], kind=kind, positions=9)
+    time = case.biases.time
+    assert time is not None
+    if one_time:
+        time.query_times_L[170:300] = time.query_times_L[170]
+    layout = layout_of(case)
+    assert sum(group.longest for group in layout.candidates) == 130 + 25
+    assert not any(group.is_spread for group in layout.candidates)
+    errors = worst_error(case.forward_and_gradients("jagged"), case.forward_and_gradients("dense"))
+    assert max(errors.values()) <= 1e-10, errors
+
+
+def layout_of(case: Case) -> jagged_layout.Layout:
+    alone_L = case.mask.alone_L
+    alone = None if alone_L is None else alone_L.numpy().tobytes()
+    bounds = tuple(case.mask.offsets.tolist())
+    return jagged_layout.make_layout(bounds, case.q.shape[0], case.heads, torch.device("cpu"), alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("keys_a_bucket")
 def test_equals_the_oracle_on_a_long_history(kind: str) -> None:
     """Beside others, in blocks of more queries than short ones take."""
@@ -123,6 +156,7 @@ def test_equals_the_oracle_when_memory_is_short(kind: str, monkeypatch: pytest.M
     monkeypatch.setattr(jagged_layout, "MAX_SCORES", 500)
     monkeypatch.setattr(jagged_layout, "CHUNK_SCORES", 300)
     jagged_layout.make_layout.cache_clear()
+    assert_equals_oracle(Case([61, 60, 61, 7], padding=1, alone=0.5, kind=kind), 1e-10)
     case = Case([61, 60, 61, 7], padding=1, kind=kind)
     layout = jagged_layout.make_layout((0, 61, 121, 182, 189), 190, 2, torch.device("cpu"))
     assert all(g.users * g.heads * g.block * g.longest <= 500 for g in layout.groups)
@@ -167,15 +201,18 @@ def test_sums_over_time_buckets_with_few_buckets_and_any_span(buckets: int, span
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_runs_give_the_same_bits(kind: str) -> None:
-    case = Case([90, 31, 30, 64, 5, 5, 4], padding=2, kind=kind, dtype=torch.float32, dropout=0.2, soft_cap=3.0)
+@pytest.mark.parametrize("alone", [0.0, 0.5])
+def test_two_runs_give_the_same_bits(kind: str, alone: float) -> None:
+    lengths = [90, 31, 30, 64, 5, 5, 4]
+    case = Case(lengths, padding=2, alone=alone, kind=kind, dtype=torch.float32, dropout=0.2, soft_cap=3.0)
     first, second = case.forward_and_gradients("jagged"), case.forward_and_gradients("jagged")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_keeps_nothing_quadratic_for_the_backward(kind: str) -> None:
-    case = Case([400, 300], dtype=torch.float32, kind=kind, dropout=0.2, soft_cap=3.0)
+@pytest.mark.parametrize("alone", [0.0, 0.5])
+def test_keeps_nothing_quadratic_for_the_backward(kind: str, alone: float) -> None:
+    case = Case([400, 300], alone=alone, dtype=torch.float32, kind=kind, dropout=0.2, soft_cap=3.0)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         case.forward("jagged")
@@ -189,4 +226,13 @@ def test_work_stays_near_the_causal_half() -> None:
     lengths = (65 * torch.randn(90, generator=generator).mul(0.9).exp()).clamp(18, 200).long()
     layout = jagged_layout.make_layout((0, *lengths.cumsum(0).tolist()), int(lengths.sum()), 2, torch.device("cpu"))
     assert jagged_layout.padded_scores(layout) < 0.8 * int((lengths**2).sum())
-    assert sum(len(group.blocks()) for group in layout.groups) < 80
+    assert sum(len(group.blocks) for group in layout.groups) < 80
+
+
+def test_a_candidate_before_each_event_takes_half_the_work_of_a_token_each() -> None:
+    """Two tokens for each of n events: n(n+1)/2 pairs of events, as many of a candidate and an event, n of its own."""
+    lengths = [200, 190, 60, 60, 58, 20]
+    merged = layout_of(Case([2 * n for n in lengths], alone=list(range(0, 2 * sum(lengths), 2)), time=False))
+    interleaved = layout_of(Case([2 * n for n in lengths], time=False))
+    assert all(group.is_spread for group in merged.candidates)
+    assert jagged_layout.padded_scores(merged) < 0.65 * jagged_layout.padded_scores(interleaved)

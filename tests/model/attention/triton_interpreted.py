@@ -15,8 +15,8 @@ from torch import Tensor
 
 from model.attention import attention, triton_silu
 from model.attention.dropout import Dropout
-from model.attention.mask import Mask
 from model.biases import KeyBias, PositionBias, ScoreBiases, TimeBias, alibi_slopes
+from model.mask import Mask
 
 TIME_BUCKETS, DURATION_BUCKETS, ORGANIC_BUCKETS = 64, 5, 3
 SWITCHES = ("alibi", "time", "duration", "organic", "position")
@@ -28,6 +28,7 @@ class Case:
 
     lengths: tuple[int, ...]
     padding: int = 0
+    alone: float = 0.0
     heads: int = 1
     width_qk: int = 3
     width_v: int = 4
@@ -37,6 +38,13 @@ class Case:
     positions: int = 20
     without: tuple[str, ...] = ()
     seed: int = 0
+
+
+def alone_of(case: Case, tokens: int) -> Tensor | None:
+    """That share of the tokens, at random."""
+    if not case.alone:
+        return None
+    return torch.rand(tokens, generator=torch.Generator().manual_seed(case.seed)) < case.alone
 
 
 def forward_and_gradients(case: Case, backend: str, dtype: torch.dtype, inputs: torch.dtype) -> dict[str, Tensor]:
@@ -76,7 +84,7 @@ def forward_and_gradients(case: Case, backend: str, dtype: torch.dtype, inputs: 
         q,
         k,
         v,
-        Mask(offsets),
+        Mask(offsets, alone_of(case, tokens)),
         biases,
         backend=backend,
         kind="silu",
@@ -117,6 +125,11 @@ CASES = {
     "one position bucket": Case((20,), positions=1, seed=9),
     "more positions than distances": Case((20, 50), positions=77, without=("time",), seed=10),
     "position buckets at the edge of a block": Case((50,), positions=17, without=("time",), seed=11),
+    "half alone, dropout": Case((40, 0, 1, 17), alone=0.5, dropout=0.3, padding=3, heads=2, seed=15),
+    "most alone, one position bucket": Case((36,), alone=0.9, positions=1, soft_cap=2.0, seed=16),
+    "half alone, few positions": Case((70,), alone=0.5, positions=9, without=("time",), seed=17),
+    "all alone": Case((20, 3), alone=1.0, seed=18),
+    "half alone, no biases": Case((20,), alone=0.5, without=SWITCHES, seed=19),
     "no biases": Case((18, 5), without=SWITCHES, seed=12),
     **{f"no {name}": Case((18,), without=(name,), seed=13) for name in SWITCHES},
     **{f"{name} alone": Case((18,), without=tuple(set(SWITCHES) - {name}), seed=14) for name in SWITCHES},

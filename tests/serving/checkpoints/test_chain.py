@@ -81,7 +81,7 @@ def test_folders_without_a_manifest_and_other_folders_are_no_checkpoints(four: P
 def test_without_any_checkpoint_the_user_is_told_so(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         assert checkpoints(folder).names() == []
-        assert checkpoints(folder).best(METRIC) is None
+        assert checkpoints(folder).best() is None
         with pytest.raises(InputError, match=f"{folder}: holds no checkpoint"):
             checkpoints(folder).newest_whole_chain()
 
@@ -167,17 +167,16 @@ def test_verdicts_are_given_once_and_faults_are_looked_for_anew(four: Path) -> N
 
 
 def test_the_best_is_the_earliest_of_the_largest_and_without_metrics_the_newest(four: Path) -> None:
-    best = checkpoints(four).best(METRIC)
+    best = checkpoints(four).best()
     assert best is not None
     assert best.manifest.step == 50
     for step, parent, score in ((20, 10, 0.3), (30, 20, 0.4), (40, 0, 0.4)):
         put(four, step, parent, metrics={METRIC: score, "mrr": -score})
-    for metric, expected in ((METRIC, 30), ("mrr", 20), ("other", 50)):
-        best = checkpoints(four).best(metric)
-        assert best is not None
-        assert best.manifest.step == expected
+    best = checkpoints(four).best()
+    assert best is not None
+    assert best.manifest.step == 30
     (four / step_folder(30) / MANIFEST).write_bytes(b"")
-    best = checkpoints(four).best(METRIC)
+    best = checkpoints(four).best()
     assert best is not None
     assert best.manifest.step == 40
     assert [link.manifest.step for link in checkpoints(four).links()] == [10, 20, 40, 50]

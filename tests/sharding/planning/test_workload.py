@@ -13,15 +13,15 @@ import torch
 from common.errors import InputError
 from data.event_store import EventStore
 from data.negatives import NegativesConfig
+from data.ranking.config import FORMS, ActionsConfig
 from model.config import AttentionConfig, BiasConfig, HeadsConfig, ItemTableConfig, ModelConfig, Vocabulary
 from model.item_head import sampled_softmax
+from sharding.planning.dense_part import _peak, count_tower
 from sharding.planning.memory_watch import MemoryWatch
 from sharding.planning.workload import (
     DataSizes,
     DenseModel,
     DenseUse,
-    _peak,
-    count_tower,
     expected_distinct,
     measure_dense,
     vocabulary_of,
@@ -31,6 +31,7 @@ from sharding.planning.workload import (
 from tests.data.helpers import CODES, LEVELS
 from tests.data.test_negatives import WAYS, item_loader
 from tests.data.test_negatives import store as store  # a fixture
+from tests.model.conftest import VOCABULARY, make_ranking_batch
 
 DENSE = DenseModel(parameters=10, optimizer=80, fixed=100.0, per_token=3.5, flops_per_token=7.0)
 
@@ -210,3 +211,146 @@ def test_a_model_without_heads_has_none_to_measure() -> None:
     )
     assert items.parameters == count_tower(cfg, vocabulary, 2).parameters < codes.parameters
     assert items.flops_per_token == codes.flops_per_token - 6 * 4 * 512 * 32
+
+
+# ── an output of actions ─────────────────────────────────────────────────────────────────────────────────
+
+
+def actions(form: str, **changes: Any) -> ModelConfig:
+    tasks = ["like: event_type is like", "played: played_ratio / 100"]
+    output = HeadsConfig(kind="actions", actions=ActionsConfig(form=form, tasks=tasks, hidden=24))
+    return ModelConfig(**{"width": 8, "qr_remainders": 8, "max_history": 20, "output": output, **changes})
+
+
+BY_HAND: dict[str, tuple[int, dict[str, tuple[int, int, int, int]]]] = {
+    # 420 tokens in 20 windows of 21: 220 items, a quarter of them distinct, and 200 actions
+    "interleaved": (
+        55 + 3 + 1,
+        {
+            "artist_quotient": (56, 82, 420, 330),
+            "event_type": (4, 3, 420, 200),
+            "rq": (56, 110, 420, 440),
+            "item": (1, 55, 1, 220),
+        },
+    ),
+    # 21 windows of 20: 210 inputs, 21 more items; a row for each of these and each input
+    "merged": (
+        210 - 36 + 58 + 1,
+        {
+            "artist_quotient": (59, 87, 420, 630),
+            "event_type": (4, 3, 420, 210),
+            "rq": (59, 116, 420, 840),
+            "item": (1, 58, 1, 420),
+        },
+    ),
+    # 42 windows of 10: 420 inputs and 42 more items; candidates have rows beside the tokens
+    "interactions": (
+        348 + 116 + 1,
+        {
+            "artist_quotient": (117, 174, 841, 1260),
+            "event_type": (4, 3, 841, 420),
+            "rq": (117, 232, 841, 1680),
+            "item": (1, 116, 1, 840),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_look_ups_of_items_and_actions_by_hand(form: str) -> None:
+    sizes = DataSizes(
+        items=1000, artists=50, event_types=3, levels=2, codes=16, artists_per_item=1.5, distinct_share=0.25
+    )
+    cfg = actions(form, items=ItemTableConfig(kind="vocabulary"))
+    workload = workload_of_sizes(cfg, sizes, 420, DENSE)
+    counted = {use.name: (use.bags, use.ids, use.plain_bags, use.plain_ids) for use in workload.tables}
+    rows, wanted = BY_HAND[form]
+    assert counted == {**wanted, "artist_remainder": wanted["artist_quotient"]}
+    assert workload.rows == rows
+    assert workload.dense == DENSE.at(420)
+    plain = workload_of_sizes(cfg, sizes, 420, DENSE, distinct=False)
+    assert plain.rows == wanted["rq"][2]
+    assert [(use.bags, use.ids) for use in plain.tables] == [
+        (bags, ids) for _, _, bags, ids in map(counted.get, counted)
+    ]
+
+
+def made_up_users(windows: int, inputs: int) -> list[list[tuple[int, int]]]:
+    random = np.random.default_rng(0)
+    return [
+        list(
+            zip(
+                random.integers(0, 50, inputs + 1).tolist(),
+                random.integers(0, 10**6, inputs + 1).cumsum().tolist(),
+                strict=True,
+            )
+        )
+        for _ in range(windows)
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_look_ups_of_a_batch_of_actions_are_counted_and_so_are_those_of_a_plain_one(form: str) -> None:
+    batch, plain = (
+        make_ranking_batch(made_up_users(6, 8), form, padding=9, distinct=distinct) for distinct in (True, False)
+    )
+    cfg = actions(form, items=ItemTableConfig(kind="vocabulary"))
+    workload = workload_of_batch(cfg, VOCABULARY, batch, DENSE)
+    assert workload.rows == batch.item_rows_P.numel()
+    assert workload.table("item").ids == batch.item_ids.values().numel()
+    assert workload.table("item").plain_ids == plain.item_ids.values().numel()
+    for index, name in enumerate(batch.features.keys()):
+        use = workload.table(name)
+        assert (use.bags, use.ids) == (batch.features.stride_per_key()[index], batch.features.length_per_key()[index])
+        assert (use.plain_bags, use.plain_ids) == (plain.features.stride(), plain.features.length_per_key()[index])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_look_ups_of_sizes_are_about_those_of_a_batch_of_such_sizes(form: str) -> None:
+    """40 windows of 20 events, whose items are drawn evenly: all 50 are found, so their share is known."""
+    batch = make_ranking_batch(made_up_users(40, 20), form, distinct=True)
+    cfg, tokens = actions(form, items=ItemTableConfig(kind="vocabulary")), batch.timestamps_L.numel()
+    sizes = DataSizes(
+        items=50, artists=20, event_types=4, levels=3, codes=7, mean_history=20.0, distinct_share=50 / 800
+    )
+    said, found = workload_of_sizes(cfg, sizes, tokens, DENSE), workload_of_batch(cfg, VOCABULARY, batch, DENSE)
+    assert said.rows == pytest.approx(found.rows, rel=0.05)
+    for one in said.tables:
+        other = found.table(one.name)
+        assert one.bags == pytest.approx(other.bags, rel=0.1)
+        if one.name in ("rq", "event_type", "item"):  # an item has one artist or none, and half a remainder
+            assert one.ids == pytest.approx(other.ids, rel=0.1)
+            assert one.plain_ids == pytest.approx(other.plain_ids, rel=0.03)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("form", FORMS)
+def test_memory_of_a_model_of_actions_is_that_of_running_it(form: str, name: str) -> None:
+    cfg = actions(form, width=64, blocks=3, max_history=128, **MODELS[name])
+    vocabulary = Vocabulary(levels=4, codes=64, artists=0, event_types=1)
+    assert measure_dense(cfg, vocabulary).at(1024).activations == pytest.approx(
+        _peak(cfg, vocabulary, 3, 1024), rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "seen", "share", "columns"),
+    [("interleaved", 10, 0.5, 16), ("merged", 5.5, 0.5, 16), ("interactions", 5, 1, 48)],
+)
+def test_operations_of_a_model_of_actions(form: str, seen: float, share: float, columns: int) -> None:
+    """Windows of 9 events: 19, 18 or 9 tokens, of which one sees half; a candidate half of the inputs, and itself."""
+    cfg = actions(form, width=16, blocks=5, heads=2, head_dim_qk=8, head_dim_v=4, max_history=99)
+    vocabulary = Vocabulary(levels=2, codes=32, artists=0, event_types=1)
+    found, sizes = measure_dense(cfg, vocabulary, mean_history=9.0), count_tower(cfg, vocabulary, 5)
+    assert found.parameters == sizes.parameters
+    heads = 2 * 24 * columns + 2 * 24
+    attention = 3 * 2 * 2 * (8 + 4) * 5 * seen
+    assert found.flops_per_token == pytest.approx(6 * (sizes.in_matrices + heads * share) + attention)
+    codes = count_tower(dataclasses.replace(cfg, output=HeadsConfig()), vocabulary, 5)
+    assert sizes.in_matrices == codes.in_matrices
+
+
+def test_networks_beyond_measure() -> None:
+    output = HeadsConfig(kind="actions", actions=ActionsConfig(tasks=["like: event_type is like"], hidden=10**8))
+    with pytest.raises(InputError, match=r"1 tasks × 100000000 .* set a smaller model\.output\.actions\.hidden"):
+        measure_dense(ModelConfig(output=output), VOCABULARY)

@@ -18,8 +18,7 @@ from torch import Tensor
 from common.errors import InputError
 from common.storage import LocalStorage, Sink, open_storage
 from serving.checkpoints.chain import Checkpoints, Link
-from serving.checkpoints.manifest import BASE, DELTA, MANIFEST, step_folder
-from serving.checkpoints.model import SELECTION_METRIC
+from serving.checkpoints.manifest import BASE, DELTA, MANIFEST, SELECTION_METRICS, step_folder
 from sharding.world import World, open_world
 from tests.checkpoint_example import restore, save, train_rows, two_tables, watch, whole_state
 from trainer.checkpoint import snapshot as snapshot_module
@@ -218,14 +217,14 @@ def test_figures_and_progress_are_kept(world: World, tmp_path: Path) -> None:
     model, recorded = two_tables(world), []
     checkpointer = watch(model, world, tmp_path)
     checkpointer._record = lambda step, values: recorded.append((step, values))
-    checkpointer.begin(10, 3, {"at": [1, 2]}, {SELECTION_METRIC: 0.5})
+    checkpointer.begin(10, 3, {"at": [1, 2]}, {SELECTION_METRICS[0]: 0.5})
     outcome = checkpointer.settle()
     manifest = newest(tmp_path)[-1].manifest
     assert (manifest.step, manifest.epoch, manifest.progress, manifest.metrics) == (
         10,
         3,
         {"at": [1, 2]},
-        {SELECTION_METRIC: 0.5},
+        {SELECTION_METRICS[0]: 0.5},
     )
     assert manifest.size == outcome.size
     assert manifest.state == outcome.state
@@ -241,7 +240,7 @@ def test_old_checkpoints_go_but_for_the_best_and_what_is_needed(world: World, tm
     states, left = {}, {}
     for step in range(10, 90, 10):
         train_rows(model, world, step)
-        save(checkpointer, step, {SELECTION_METRIC: 1.0 - abs(step - 20)} if step % 20 == 0 else None)
+        save(checkpointer, step, {SELECTION_METRICS[0]: 1.0 - abs(step - 20)} if step % 20 == 0 else None)
         states[step], left[step] = whole_state(model), steps_left(tmp_path)
     assert left == {
         10: [10],

@@ -11,15 +11,22 @@ from hypothesis import strategies as st
 
 from common.storage import open_storage
 from serving.checkpoints.chain import Checkpoints
-from serving.checkpoints.manifest import BASE, DELTA, MANIFEST, blank_manifest, encode_manifest, step_folder
-from serving.checkpoints.model import SELECTION_METRIC
+from serving.checkpoints.manifest import (
+    BASE,
+    DELTA,
+    MANIFEST,
+    SELECTION_METRICS,
+    blank_manifest,
+    encode_manifest,
+    step_folder,
+)
 from trainer.checkpoint.retention import needed, remove_old
 
 
 def put(folder: Path, step: int, parent: int = 0, score: float | None = None) -> None:
     names = ("store", "codes", "store_fingerprint", "codes_fingerprint", "config_fingerprint")
     made = blank_manifest(world_size=1, model={}, vocabulary={}, meanings={}, **dict.fromkeys(names, ""))
-    metrics = {} if score is None else {SELECTION_METRIC: score}
+    metrics = {} if score is None else {SELECTION_METRICS[0]: score}
     manifest = dataclasses.replace(made, kind=BASE, step=step, state=f"s{step}", metrics=metrics)
     if parent:
         manifest = dataclasses.replace(manifest, kind=DELTA, parent=step_folder(parent), parent_state=f"s{parent}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,7 @@ from common.errors import InputError
 from common.progress import Progress, format_count
 from common.storage import Storage
 from serving.checkpoints.chain import Checkpoints, Link
-from serving.checkpoints.manifest import Damage
-from serving.checkpoints.model import SELECTION_METRIC
+from serving.checkpoints.manifest import SELECTION_METRICS, Damage, selection_metric
 from trainer.checkpoint.retention import needed
 
 
@@ -69,9 +69,9 @@ def some_checkpoints(storage: Storage) -> Checkpoints:
 
 def entries(checkpoints: Checkpoints) -> list[Entry]:
     """All checkpoints, oldest first, those whose manifest does not hold too."""
-    best = checkpoints.best(SELECTION_METRIC)
+    best = checkpoints.best()
     marked = {
-        "best": best.name if best and SELECTION_METRIC in best.manifest.metrics else "",
+        "best": best.name if best and not math.isnan(best.manifest.score) else "",
         "newest": max((link.name for link in checkpoints.links()), default=""),
     }
     found = []
@@ -115,7 +115,11 @@ def list_checkpoints(storage: Storage) -> dict[str, Any]:
 
 
 def _table(found: Sequence[Entry]) -> str:
-    heads = ("checkpoint", "kind", "epoch", "ranks", "size", "chain", "to restore", SELECTION_METRIC, "", "rows stored")
+    metric = next(filter(None, (selection_metric(entry.link.manifest.metrics) for entry in found if entry.link)), "")
+    heads = (
+        *("checkpoint", "kind", "epoch", "ranks", "size", "chain", "to restore"),
+        *(metric or SELECTION_METRICS[0], "", "rows stored"),
+    )
     cells = [heads, *(_cells(entry) for entry in found)]
     widths = [max(len(row[column]) for row in cells if len(row) > 2) for column in range(len(heads))]
     lines = []
@@ -134,7 +138,6 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         f"{table} {format_count(stored)}/{format_count(total)}"
         for table, (stored, total) in table_rows(entry.link).items()
     )
-    metric = manifest.metrics.get(SELECTION_METRIC)
     return (
         entry.name,
         manifest.kind,
@@ -143,7 +146,7 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         f"{format_count(manifest.size)}B",
         str(entry.chain) if entry.chain else "broken",
         f"{format_count(entry.restore_bytes)}B" if entry.chain else "–",
-        "" if metric is None else f"{metric:.4f}",
+        "" if math.isnan(manifest.score) else f"{manifest.score:.4f}",
         " ".join(entry.marks),
         ", ".join(rows) if not entry.fault else f"cannot be used: {entry.fault}",
     )

@@ -1,0 +1,79 @@
+"""What tokens of items and actions share: each item, each action and each pair of the two once.
+
+As in `data.distinct`, but a token may lack either: an item whose action is hidden, an action that stands alone.
+
+r tokens, and candidates that are none · d distinct items · k distinct actions · p distinct pairs · P rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data.bags import Rows, padded
+from data.distinct import in_order_of_appearance
+
+NONE = -1
+
+
+@dataclass(frozen=True)
+class PlacedRows:
+    """Rows, and which of them each token is.
+
+    Attributes:
+        rows: the last of them is empty, but where all rows of the plain way are used up.
+        row_of_r: int64.
+    """
+
+    rows: Rows
+    row_of_r: np.ndarray
+
+
+def distinct_rows(items_r: np.ndarray, actions_r: np.ndarray) -> PlacedRows:
+    """One row for each pair that there is, in order of first appearance, and the empty one.
+
+    Args:
+        items_r: int64, NONE where a token has no item.
+        actions_r: int64, NONE where it has no action.
+    """
+    items_d, item_of_r = _places(items_r)
+    actions_k, action_of_r = _places(actions_r)
+    sizes = len(items_d) + 1, len(actions_k) + 1
+    assert sizes[0] * sizes[1] < 2**32, sizes
+    pairs_p, row_of_r = in_order_of_appearance(item_of_r * sizes[1] + action_of_r)
+    item_of_p = pairs_p // sizes[1]
+    action_of_p = pairs_p - sizes[1] * item_of_p
+    count = len(pairs_p) + 1
+    rows = Rows(items_d, actions_k, padded(item_of_p, count, len(items_d)), action_of_p)
+    return PlacedRows(rows, row_of_r)
+
+
+def plain_rows(items_r: np.ndarray, actions_r: np.ndarray, row_of_r: np.ndarray, count: int) -> PlacedRows:
+    """A row of its own for each token: the oracle of `distinct_rows`.
+
+    Args:
+        items_r, actions_r: as above.
+        row_of_r: where the tokens' rows are to lie, ascending.
+        count: P; the rows between are empty.
+    """
+
+    def own(numbers_r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        given = np.flatnonzero(numbers_r != NONE)
+        places_P = np.full(count, len(given), dtype=np.int64)
+        places_P[row_of_r[given]] = np.arange(len(given))
+        return numbers_r[given], places_P
+
+    (items_d, item_rows_P), (actions_k, action_rows_P) = own(items_r), own(actions_r)
+    rows = Rows(items_d, actions_k, torch.from_numpy(item_rows_P), action_rows_P)
+    return PlacedRows(rows, row_of_r)
+
+
+def _places(numbers_r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct numbers that are given, and the place of each among them; one past the end where none is."""
+    given = np.flatnonzero(numbers_r != NONE)
+    distinct_d, place = in_order_of_appearance(numbers_r[given])
+    places_r = np.full(len(numbers_r), len(distinct_d), dtype=np.int64)
+    places_r[given] = place
+    return distinct_d, places_r

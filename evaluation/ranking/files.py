@@ -1,0 +1,79 @@
+"""Predictions as a file: one row an event, two columns a task.
+
+n events · T tasks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import InputError
+from evaluation.ranking.predictions import Predictions
+
+PREDICTIONS = "predictions.parquet"
+
+_USER, _EVENT, _PREDICTED, _LABEL = "user", "event", "predicted/", "label/"
+_ABOUT = b"segue"
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """What such a file holds.
+
+    Args:
+        tasks: as they are written in a configuration.
+        about: what was predicted and how, by which two files can be told to be comparable.
+    """
+
+    predictions: Predictions
+    tasks: tuple[str, ...]
+    about: dict[str, Any]
+
+
+def write_predictions(path: Path, found: Predictions, tasks: Sequence[str], about: dict[str, Any]) -> None:
+    """Whole or not at all. Users and events are positions in the store, a label that nothing was asked of is NaN."""
+    names = [text.partition(":")[0].strip() for text in tasks]
+    columns: dict[str, Any] = {_USER: found.users_n, _EVENT: found.events_n}
+    columns |= {f"{_PREDICTED}{name}": found.predicted_nT[:, at] for at, name in enumerate(names)}
+    columns |= {f"{_LABEL}{name}": found.labels_nT[:, at] for at, name in enumerate(names)}
+    content = json.dumps({"tasks": list(tasks), "about": about})
+    table = pa.table(columns).replace_schema_metadata({_ABOUT: content})
+    aside = path.with_name(f".{path.name}.writing")
+    try:
+        pq.write_table(table, aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_predictions(path: Path) -> PredictionFile:
+    """What `write_predictions` wrote.
+
+    Raises:
+        InputError: there is none, or it is another kind of file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; evaluate that run first: python -m evaluation.evaluate run=…")
+    try:
+        table = pq.read_table(path)
+        content = json.loads(table.schema.metadata[_ABOUT])
+        names = [text.partition(":")[0].strip() for text in content["tasks"]]
+
+        def columns(kind: str) -> np.ndarray:
+            values = [table[f"{kind}{name}"].to_numpy() for name in names]
+            return np.stack(values, axis=1).astype(np.float32) if values else np.zeros((len(table), 0), np.float32)
+
+        predictions = Predictions(
+            table[_USER].to_numpy(), table[_EVENT].to_numpy(), columns(_PREDICTED), columns(_LABEL)
+        )
+        return PredictionFile(predictions, tuple(content["tasks"]), content["about"])
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as predictions: {error}; evaluate again") from None

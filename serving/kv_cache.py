@@ -1,0 +1,242 @@
+"""What is kept of users between requests: their events, and what the model has read of them.
+
+Memory of a cache: `model.incremental.token_bytes` for each token that there is room for, which are at most an eighth
+and 64 more than have been read, and 40 bytes an event. A history is never longer than the model's window, and a
+`CachePool` holds caches up to so many bytes.
+
+Shapes: n events of a user · m candidates · D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from data.schema import MISSING_DURATION, MISSING_ORGANIC, MISSING_PLAYED_RATIO
+from model.past import Past
+from model.recommender import Recommender
+
+Ints = npt.NDArray[np.int64]
+
+_MISSING = {"durations": MISSING_DURATION, "organic": MISSING_ORGANIC, "played": MISSING_PLAYED_RATIO}
+
+
+def _column(values: npt.ArrayLike) -> Ints:
+    found = np.asarray(values)
+    if found.dtype.kind not in "iub" and found.size:
+        raise InputError(f"a column of events is of type {found.dtype}: give whole numbers")
+    return found.astype(np.int64).reshape(-1)
+
+
+@dataclass(frozen=True)
+class UserEvents:
+    """One user's events as an event store has them (data/schema.py), oldest first; or, without times, candidates.
+
+    Attributes:
+        items: int64 [n], dense item indices.
+        timestamps: int64 [n], seconds, ascending; of candidates all alike.
+        event_types: int64 [n], indices of event types.
+        durations, organic, played: int64 [n], with the store's marks for what is missing; None where all are.
+    """
+
+    items: Ints
+    timestamps: Ints
+    event_types: Ints
+    durations: Ints | None = None
+    organic: Ints | None = None
+    played: Ints | None = None
+
+    @classmethod
+    def of(
+        cls,
+        items: npt.ArrayLike,
+        timestamps: npt.ArrayLike,
+        event_types: npt.ArrayLike = 0,
+        durations: npt.ArrayLike | None = None,
+        organic: npt.ArrayLike | None = None,
+        played: npt.ArrayLike | None = None,
+    ) -> UserEvents:
+        """From whatever makes arrays of whole numbers; one number stands for as many as there are items.
+
+        Raises:
+            InputError: columns of different lengths, numbers that are not whole, or events not in the order of time.
+        """
+        given = (items, timestamps, event_types, durations, organic, played)
+        columns = [None if values is None else _column(values) for values in given]
+        count, names = len(_column(items)), [field.name for field in fields(cls)]
+        faults = [
+            f"events: {len(column)} values in `{name}` and {count} in `items`: give one an event"
+            for name, column in zip(names, columns, strict=True)
+            if column is not None and len(column) != count and not (len(column) == 1 and name != "items")
+        ]
+        if faults:
+            raise InputError(*faults)
+        columns = [None if column is None else np.broadcast_to(column, (count,)) for column in columns]
+        times = columns[1]
+        assert times is not None
+        backwards = np.flatnonzero(np.diff(times) < 0)
+        if len(backwards):
+            at = int(backwards[0])
+            raise InputError(
+                f"events: number {at + 1} is at {times[at + 1]} s, before number {at} at {times[at]} s: events must be "
+                f"in the order of time; sort them, oldest first"
+            )
+        return cls(*columns)  # type: ignore[arg-type]
+
+    @classmethod
+    def none(cls) -> UserEvents:
+        """Of a user who has done nothing."""
+        return cls.of([], [], [])
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, part: slice) -> UserEvents:
+        return UserEvents(*(None if column is None else column[part] for column in self.columns))  # type: ignore[arg-type]
+
+    def __add__(self, later: UserEvents) -> UserEvents:
+        return joined([self, later])
+
+    @property
+    def columns(self) -> tuple[Ints | None, ...]:
+        """In the order of the attributes."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def nbytes(self) -> int:
+        """Of all columns."""
+        return sum(column.size * column.itemsize for column in self.columns if column is not None)
+
+    def begins_with(self, earlier: UserEvents) -> bool:
+        """Whether the first of these events are those."""
+        if len(earlier) > len(self):
+            return False
+        pairs = zip(joined([earlier]).columns, self[: len(earlier)].columns, _MARKS, strict=True)
+        return all(
+            np.array_equal(_filled(a, len(earlier), mark), _filled(b, len(earlier), mark)) for a, b, mark in pairs
+        )
+
+
+_NAMES = [field.name for field in fields(UserEvents)]
+_MARKS = [_MISSING.get(name, 0) for name in _NAMES]
+
+
+def _filled(column: Ints | None, count: int, mark: int) -> Ints:
+    return np.full(count, mark, dtype=np.int64) if column is None else column
+
+
+def joined(parts: Sequence[UserEvents]) -> UserEvents:
+    """The events of several, one after another; the order of time is not looked at."""
+    columns: list[Ints | None] = []
+    for number, (name, mark) in enumerate(zip(_NAMES, _MARKS, strict=True)):
+        own = [part.columns[number] for part in parts]
+        if name in _MISSING and all(column is None for column in own):
+            columns.append(None)
+            continue
+        filled = [_filled(column, len(part), mark) for column, part in zip(own, parts, strict=True)]
+        columns.append(np.concatenate([np.zeros(0, dtype=np.int64), *filled]))
+    return UserEvents(*columns)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class UserCache:
+    """What a model has read of one user. It never changes; `MFalcon.extend` gives another.
+
+    Attributes:
+        fingerprint: of the model.
+        events: the newest of the user's, as many as a window has at most.
+        dropped: how many older ones there were.
+        past: of the tokens of the first `read` events.
+        read: all but the newest, where the clock of that is still unknown; else all.
+        newest_D: the normalised state of the newest token, where it has been read for good.
+    """
+
+    fingerprint: str
+    events: UserEvents
+    dropped: int
+    past: Past
+    read: int
+    newest_D: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of keys, values, what biases ask, and the events."""
+        newest = 0 if self.newest_D is None else self.newest_D.numel() * self.newest_D.element_size()
+        return self.past.nbytes + self.events.nbytes + newest
+
+    def belongs_before(self, history: UserEvents) -> bool:
+        """Whether a whole history begins with all that was seen here."""
+        return history[self.dropped :].begins_with(self.events)
+
+
+class CachePool:
+    """Caches by user, those asked for least lately let go first, in so many bytes. Not for several threads at once.
+
+    Attributes:
+        hits, misses: how often `get` found a cache, and how often not.
+        evictions: caches let go to make room, those included that are larger than the pool.
+        nbytes: of all caches held.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """Room for `max_bytes`.
+
+        Raises:
+            InputError: that is negative.
+        """
+        if max_bytes < 0:
+            raise InputError(f"max_bytes={max_bytes}: a pool of caches cannot be smaller than nothing: give 0 or more")
+        self.max_bytes = max_bytes
+        self.hits = self.misses = self.evictions = self.nbytes = 0
+        self._held: OrderedDict[object, tuple[UserCache, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, user: object) -> UserCache | None:
+        """The user's cache, if it is held."""
+        if user not in self._held:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._held.move_to_end(user)
+        return self._held[user][0]
+
+    def put(self, user: object, cache: UserCache) -> None:
+        """Hold a user's cache in the place of what was held of the user."""
+        self.drop(user)
+        size = cache.nbytes
+        if size > self.max_bytes:
+            self.evictions += 1
+            return
+        while self.nbytes + size > self.max_bytes:
+            _, (_, freed) = self._held.popitem(last=False)
+            self.nbytes -= freed
+            self.evictions += 1
+        self._held[user] = cache, size
+        self.nbytes += size
+
+    def drop(self, user: object) -> None:
+        """Let go of what is held of a user, if anything."""
+        if user in self._held:
+            self.nbytes -= self._held.pop(user)[1]
+
+
+def model_fingerprint(model: Recommender, made_from: Iterable[str] = ()) -> str:
+    """A hash of the configuration, of every dense parameter, and of what the model was trained with."""
+    digest = hashlib.sha256(repr(dataclasses.asdict(model.tower.cfg)).encode())
+    for name, value in sorted(model.tower.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for one in made_from:
+        digest.update(f"made from {one} ".encode())
+    return digest.hexdigest()[:16]

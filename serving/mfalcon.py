@@ -1,0 +1,320 @@
+"""M-FALCON: many candidates for a user whose history is read once (HSTU paper, §3.4, Appendix H, Algorithm 1).
+
+    falcon = MFalcon(model, features, event_types)
+    caches = falcon.prepare(histories)                      # the history through all blocks, keys and values kept
+    scores = falcon.score(caches, candidates, times)        # candidates alone, a microbatch at a time
+    caches = falcon.extend(caches, new_events)              # the new events alone
+
+Scores are those of a forward over the history and one candidate, for each candidate. They do not depend on the
+microbatch, nor on whether a cache was prepared from all events or extended, nor on the other users and candidates, but
+for the rounding of sums.
+
+Time. With `biases.time_reference=next` a token's clock is when the next one comes: an event is read for good when its
+follower is known, and the newest one anew at each request, with the request's time.
+
+Overflow. A window has `cfg.max_history` events. Beyond it the newest of them are read anew, since every state that is
+kept knows of the events that have left: exactly what a window cut there gives, at the price of a `prepare`.
+
+Shapes: B users · M candidates of all users · D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from data.batches import ItemFeatures
+from model.incremental import Incremental, newest_waits
+from model.past import Past
+from model.recommender import Recommender
+from serving.kv_cache import CachePool, Ints, UserCache, UserEvents, model_fingerprint
+from serving.token_makers import RetrievalTokens, TokenMaker
+
+MICROBATCH = 512
+"""Candidates at once: many enough for matrix products, few enough that their vectors stay in the cache."""
+
+_READ_TOGETHER = 1 << 14
+"""Events of several users that are read in one forward; a longer history is read alone."""
+
+
+class MFalcon:
+    """Scores candidates behind histories that are kept.
+
+    Args:
+        model: in evaluation mode: unsharded, or the module inside a DistributedModelParallel of one rank.
+        features: of the items of the store.
+        event_types: how many kinds of events there are.
+        tokens: how the model reads events and candidates: `RankingTokens` of a model that predicts actions; where it
+            is not given, `RetrievalTokens`.
+        made_from: fingerprints of what the model was trained with (event store, code table), so that caches of a like
+            model of another store are refused.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        features: ItemFeatures,
+        event_types: int,
+        *,
+        tokens: TokenMaker | None = None,
+        made_from: Iterable[str] = (),
+    ) -> None:
+        """Makes the model's fingerprint, once."""
+        self.cfg, self.event_types, self.num_items = model.tower.cfg, event_types, len(features.codes_NC)
+        self.tokens: TokenMaker = tokens if tokens is not None else RetrievalTokens(model, features)
+        self.reader = Incremental(model.tower)
+        self.fingerprint = model_fingerprint(model, made_from)
+        self._waits = int(newest_waits(self.cfg))
+
+    # ── caches ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def prepare(self, histories: Sequence[UserEvents]) -> list[UserCache]:
+        """Read the histories of some users, of any lengths; of those longer than a window the newest events.
+
+        Raises:
+            InputError: an item or event type outside of the catalogue.
+        """
+        nothing = UserEvents.none()
+        empty = [UserCache(self.fingerprint, nothing, 0, self.reader.empty_past(), 0) for _ in histories]
+        return self.extend(empty, histories)
+
+    def extend(self, caches: Sequence[UserCache], events: Sequence[UserEvents]) -> list[UserCache]:
+        """Caches of longer histories; those given stay as they are. No events give the same cache.
+
+        Raises:
+            InputError: a cache of another model, events earlier than those of the cache, an item or event type outside
+                of the catalogue.
+        """
+        _same_number(caches, events, "events")
+        self._check_model(caches)
+        self._check_items(events, "event")
+        self._check_order(caches, [own.timestamps[:1] for own in events], "its first new event")
+        grown: list[UserCache] = list(caches)
+        changed = [row for row, own in enumerate(events) if len(own)]
+        for row in changed:
+            grown[row] = self._appended(caches[row], events[row])
+        # Those of whom nothing is read go through the attention of training, together.
+        unread = [row for row in changed if not grown[row].past.length]
+        for rows in (unread, [row for row in changed if row not in set(unread)]):
+            for together in _groups(rows, [len(grown[row].events) - grown[row].read for row in rows]):
+                for row, cache in zip(together, self._read([grown[row] for row in together]), strict=True):
+                    grown[row] = cache
+        return grown
+
+    def recall(self, pool: CachePool, users: Sequence[object], histories: Sequence[UserEvents]) -> list[UserCache]:
+        """The caches of users whose whole histories are given, with as little reading as the pool allows.
+
+        A cache that the history does not begin with, as after an event was taken back, or of another model, counts as
+        a hit of the pool and is replaced.
+        """
+        _same_number(users, histories, "histories")
+        held = [pool.get(user) for user in users]
+        fits = [
+            cache is not None and cache.fingerprint == self.fingerprint and cache.belongs_before(history)
+            for cache, history in zip(held, histories, strict=True)
+        ]
+        nothing = UserEvents.none()
+        start = [
+            cache if fit and cache else UserCache(self.fingerprint, nothing, 0, self.reader.empty_past(), 0)
+            for cache, fit in zip(held, fits, strict=True)
+        ]
+        news = [history[one.dropped + len(one.events) :] for one, history in zip(start, histories, strict=True)]
+        caches = self.extend(start, news)
+        for user, cache in zip(users, caches, strict=True):
+            pool.put(user, cache)
+        return caches
+
+    def _appended(self, cache: UserCache, events: UserEvents) -> UserCache:
+        """With events that are not read yet; begun anew where they do not fit the window."""
+        together = cache.events + events
+        surplus = len(together) - self.cfg.max_history
+        if surplus <= 0:
+            return dataclasses.replace(cache, events=together)
+        window = together[surplus:]
+        return UserCache(self.fingerprint, window, cache.dropped + surplus, self.reader.empty_past(), 0)
+
+    def _read(self, caches: list[UserCache]) -> list[UserCache]:
+        """Read for good what of the events can be."""
+        stops = [len(cache.events) - self._waits for cache in caches]
+        runs = [cache.events[cache.read : stop] for cache, stop in zip(caches, stops, strict=True)]
+        next_times_B = np.array([cache.events.timestamps[-1] for cache in caches], dtype=np.int64)
+        wanted = 1 - self._waits
+        pasts = [cache.past for cache in caches]
+        out, pasts = self.reader.encode_more(*self.tokens.history(runs, next_times_B), pasts, wanted=wanted)
+        states: Sequence[Tensor | None] = [None] * len(caches)
+        if wanted:
+            states = list(self.reader.normalised(out))
+        return [
+            dataclasses.replace(cache, past=past, read=stop, newest_D=state)
+            for cache, past, stop, state in zip(caches, pasts, stops, states, strict=True)
+        ]
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def score(
+        self,
+        caches: Sequence[UserCache],
+        candidates: Sequence[npt.ArrayLike | UserEvents],
+        times: npt.ArrayLike,
+        microbatch: int = MICROBATCH,
+    ) -> list[Tensor]:
+        """Each user's candidates as the model scores them at the time of the request.
+
+        Args:
+            caches: of the users.
+            candidates: of each user, items, or `UserEvents` where a ranking model knows more of them.
+            times: seconds, when each asks; one number for all, or one each.
+            microbatch: candidates that go through the model at once.
+
+        Returns:
+            Of each user float32 [m]: of retrieval, the log-probability that the item is next, -inf of an item without
+            codes where the output are codes; of ranking what its tasks predict, [m, tasks].
+
+        Raises:
+            InputError: a cache of another model, a candidate outside of the catalogue, a request before the newest
+                event, a microbatch below 1; a user without events, where no candidate is a token.
+        """
+        asked, times_B = self._checked(caches, candidates, times, microbatch)
+        if self.tokens.appends:
+            states_XD = self._states(caches, asked, times_B, microbatch)
+        else:
+            without = [row for row, cache in enumerate(caches) if not len(cache.events)]
+            if without:
+                raise InputError(
+                    f"user {without[0]} of the batch has no events: this model scores items by the state of the "
+                    f"newest event; give a history of one event at least, or use a list of what is popular"
+                )
+            states_XD = self._newest(caches, times_B)[0]
+        found = self.tokens.scores(states_XD, asked)
+        return list(found.split([len(own) for own in asked]))
+
+    def states(
+        self,
+        caches: Sequence[UserCache],
+        candidates: Sequence[npt.ArrayLike | UserEvents],
+        times: npt.ArrayLike,
+        microbatch: int = MICROBATCH,
+    ) -> list[Tensor]:
+        """The model's state at each candidate, were it the next token: L2-normalised float32 [m, D] of each user.
+
+        Of a user without events a candidate sees itself alone. Arguments and errors as of `score`.
+        """
+        asked, times_B = self._checked(caches, candidates, times, microbatch)
+        states_MD = self._states(caches, asked, times_B, microbatch)
+        return list(states_MD.split([len(own) for own in asked]))
+
+    def newest(self, caches: Sequence[UserCache], times: npt.ArrayLike) -> Tensor:
+        """The state from which a retrieval model says what is next, as `serving.engines` take it: [B, D].
+
+        Raises:
+            InputError: as `score`.
+        """
+        _, times_B = self._checked(caches, [[]] * len(caches), times, 1)
+        assert all(len(cache.events) for cache in caches), "without an event there is no state"
+        return self._newest(caches, times_B)[0]
+
+    def _states(self, caches: Sequence[UserCache], asked: list[UserEvents], times_B: Ints, microbatch: int) -> Tensor:
+        pasts = self._newest(caches, times_B)[1]
+        x_MD, tokens = self.tokens.candidates(asked)
+        return self.reader.normalised(self.reader.encode_candidates(x_MD, tokens, pasts, microbatch))
+
+    def _newest(self, caches: Sequence[UserCache], times_B: Ints) -> tuple[Tensor, list[Past]]:
+        """States [b, D] of the newest tokens of those who have any, and all pasts with those in them."""
+        if not self._waits:
+            states = [cache.newest_D for cache in caches if cache.newest_D is not None]
+            width = self.cfg.width
+            joined = torch.stack(states) if states else torch.zeros(0, width, device=self.reader.device)
+            return joined, [cache.past for cache in caches]
+        waiting = [cache.events[cache.read :] for cache in caches]
+        x_LD, tokens = self.tokens.history(waiting, times_B)
+        pasts = [cache.past for cache in caches]
+        out_BD, pasts = self.reader.encode_more(x_LD, tokens, pasts, wanted=1, keep=False)
+        return self.reader.normalised(out_BD), pasts
+
+    # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _checked(
+        self,
+        caches: Sequence[UserCache],
+        candidates: Sequence[npt.ArrayLike | UserEvents],
+        times: npt.ArrayLike,
+        microbatch: int,
+    ) -> tuple[list[UserEvents], Ints]:
+        """Candidates with the times of the requests, and these times."""
+        _same_number(caches, candidates, "candidates")
+        if microbatch < 1:
+            raise InputError(f"microbatch={microbatch}: so many candidates cannot go through at once: give 1 or more")
+        self._check_model(caches)
+        times_B = np.broadcast_to(np.asarray(times, dtype=np.int64), (len(caches),))
+        self._check_order(caches, [times_B[row : row + 1] for row in range(len(caches))], "its request")
+        asked = []
+        for own, time in zip(candidates, times_B, strict=True):
+            if isinstance(own, UserEvents):
+                asked.append(dataclasses.replace(own, timestamps=np.full(len(own), time)))
+            else:
+                items = np.asarray(own)
+                asked.append(UserEvents.of(items, np.full(items.size, time), np.zeros(items.size, dtype=np.int64)))
+        self._check_items(asked, "candidate")
+        return asked, times_B
+
+    def _check_model(self, caches: Sequence[UserCache]) -> None:
+        faults = [
+            f"the cache of user {row} of the batch was made by the model {cache.fingerprint}, and this is the model "
+            f"{self.fingerprint}: keys and values of one mean nothing to the other; prepare the history anew"
+            for row, cache in enumerate(caches)
+            if cache.fingerprint != self.fingerprint
+        ]
+        if faults:
+            raise InputError(*faults)
+
+    def _check_items(self, users: Sequence[UserEvents], what: str) -> None:
+        faults = []
+        for row, own in enumerate(users):
+            for name, values, limit in (
+                ("item", own.items, self.num_items),
+                ("event type", own.event_types, self.event_types),
+            ):
+                outside = np.flatnonzero((values < 0) | (values >= limit))
+                if len(outside):
+                    at = int(outside[0])
+                    faults.append(
+                        f"{what} {at} of user {row} of the batch: {name} {values[at]} is none of the {limit} that the "
+                        f"model knows, 0 … {limit - 1}; leave it out, or load the model of a newer store"
+                    )
+        if faults:
+            raise InputError(*faults)
+
+    def _check_order(self, caches: Sequence[UserCache], times: Sequence[Ints], what: str) -> None:
+        faults = [
+            f"user {row} of the batch: {what} is at {own[0]} s, before the newest event of its history at "
+            f"{cache.events.timestamps[-1]} s: give events in the order of time, and requests after them"
+            for row, (cache, own) in enumerate(zip(caches, times, strict=True))
+            if len(own) and len(cache.events) and own[0] < cache.events.timestamps[-1]
+        ]
+        if faults:
+            raise InputError(*faults)
+
+
+def _same_number(given: Sequence[object], others: Sequence[object], what: str) -> None:
+    if len(given) != len(others):
+        raise InputError(f"{len(given)} users and {what} of {len(others)}: give those of each user, in the same order")
+
+
+def _groups(rows: list[int], sizes: list[int]) -> Iterator[list[int]]:
+    """Runs of rows that are read together."""
+    group: list[int] = []
+    total = 0
+    for row, size in zip(rows, sizes, strict=True):
+        if group and total + size > _READ_TOGETHER:
+            yield group
+            group, total = [], 0
+        group.append(row)
+        total += size
+    if group:
+        yield group

@@ -1,0 +1,179 @@
+"""Models that predict actions, as users train and evaluate them: on any ranks, resumed, in a stream, compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.event_store import EventStore
+from data.split import training_events
+from evaluation import evaluate
+from evaluation.ranking.files import PREDICTIONS, read_predictions
+from evaluation.ranking.streaming import FIGURES, FOLDER
+from tests.conftest import Prepared
+from tests.trainer.test_train import NO_DROPOUT, losses, parameters, records, train_here, train_on
+
+TASKS = "['listened: played_ratio >= 50','like: event_type is like','played: played_ratio / 100']"
+RANKING = ["model.output.kind=actions", f"model.output.actions.tasks={TASKS}", "model.output.actions.hidden=8"]
+FORMS = ("interleaved", "merged", "interactions")
+STREAM = ["batch.windows=stream", "batch.period_seconds=10000", "batch.predict_first=true", "epochs=100"]
+
+
+def form(name: str) -> str:
+    return f"model.output.actions.form={name}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def runs(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An uninterrupted run of each form on one rank."""
+    folder = tmp_path_factory.mktemp("ranking")
+    for name in FORMS:
+        assert train_here(prepared, folder / name, *RANKING, *NO_DROPOUT, form(name), "batch.tokens=80") == 0
+    return {name: folder / name for name in FORMS}
+
+
+def evaluated(run: Path, *keys: str) -> dict[str, Any]:
+    assert evaluate.main([f"run={run}", "bootstrap=20", *keys]) == 0
+    found: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_learns_and_is_validated(runs: dict[str, Path], name: str) -> None:
+    found = records(runs[name], "train")
+    assert all(len(record["level_loss"]) == 3 for record in found)
+    first, last = (np.mean([record["loss"] for record in part]) for part in (found[:3], found[-3:]))
+    assert last < first
+    validations = records(runs[name], "validation")
+    assert len(validations) == 3
+    assert {"gain", "like/ne", "listened/auc", "played/mse"} <= set(validations[-1])
+
+
+@pytest.mark.parametrize("name", ["interleaved", "merged"])
+def test_two_ranks_train_the_model_of_one(runs: dict[str, Path], prepared: Prepared, tmp_path: Path, name: str) -> None:
+    train_on(2, prepared, tmp_path / "two", *RANKING, *NO_DROPOUT, form(name), "batch.tokens=80")
+    assert losses(tmp_path / "two") == pytest.approx(losses(runs[name]), rel=1e-4)
+    expected, found = parameters(runs[name]), parameters(tmp_path / "two")
+    for table, value in expected.items():
+        torch.testing.assert_close(
+            found[table], value, rtol=2e-3, atol=1e-4, msg=lambda text, table=table: f"{table}: {text}"
+        )
+
+
+def test_a_resumed_run_goes_the_way_of_the_uninterrupted_one(prepared: Prepared, tmp_path: Path) -> None:
+    keys = [*RANKING, form("merged"), "batch.tokens=80", "epochs=4", "stochastic_length.alpha=1.6"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train_here(prepared, whole, *keys) == 0
+    assert train_here(prepared, cut, *keys, "max_steps=3", "batch.workers=1") == 0
+    assert train_here(prepared, cut, *keys, "resume=true") == 0
+    assert losses(cut) == losses(whole)
+    expected, found = parameters(whole), parameters(cut)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_every_held_out_event_is_predicted_once_and_figures_are_written(
+    runs: dict[str, Path], prepared: Prepared
+) -> None:
+    found = evaluated(runs["interleaved"])
+    store = EventStore.open(prepared.store)
+    test = store.split().test
+    asked_U = test.asked_U & (test.start_U > 0)
+    file = read_predictions(runs["interleaved"] / PREDICTIONS)
+    assert file.predictions.events_n.tolist() == (store.offsets[:-1] + test.start_U)[asked_U].tolist()
+    assert file.predictions.users_n.tolist() == np.flatnonzero(asked_U).tolist()
+    assert found["predictions"] == asked_U.sum()
+    assert list(found["models"]) == ["interleaved", "logistic"]
+    probabilities = file.predictions.predicted_nT[:, :2]
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+    like = store.event_types.index("like")
+    events_n = file.predictions.events_n
+    np.testing.assert_array_equal(file.predictions.labels_nT[:, 1], store.column("event_type")[events_n] == like)
+    page = (runs["interleaved"] / "report.html").read_text()
+    assert "How well actions are predicted" in page
+    assert "logistic" in page
+
+
+def test_runs_are_compared_event_by_event(runs: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    evaluated(runs["merged"])
+    status = evaluate.main([f"run={runs['interactions']}", "bootstrap=20", f"against={runs['merged']}"])
+    against = json.loads((runs["interactions"] / "metrics.json").read_text())["against"]
+    assert {one["task"] for one in against["differences"]} >= {"played"}
+    worse = [one for one in against["differences"] if one["verdict"] == "worse"]
+    assert len(worse) == len(against["fallen"])
+    assert status == (3 if worse else 0)
+    itself = evaluated(runs["merged"], f"against={runs['merged']}")["against"]
+    assert all(one["difference"] == one["low"] == one["high"] == 0 for one in itself["differences"])
+    assert evaluate.main([f"run={runs['merged']}", "events=validation", f"against={runs['interleaved']}"]) == 2
+    assert "predictions-validation.parquet: no such file" in capfd.readouterr().err
+
+
+def test_what_is_about_lists_is_refused(runs: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([f"run={runs['merged']}", "engines=[beam]", "depth=200"]) == 2
+    told = capfd.readouterr().err
+    assert "2 faults" in told
+    assert "`engines` is about lists" in told
+    assert "`depth` is about lists" in told
+
+
+def test_a_stream_is_predicted_before_it_is_learnt_from(prepared: Prepared, tmp_path: Path) -> None:
+    """Every training event but a user's first is predicted once, in a resumed run as in one that was not ended."""
+    keys = [*RANKING, *STREAM, "batch.tokens=80", "validate_every=1000"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train_here(prepared, whole, *keys) == 0
+    figures = json.loads((whole / FIGURES).read_text())
+    store = EventStore.open(prepared.store)
+    may_be_E = training_events(store.offsets, store.split())
+    may_be_E[store.offsets[:-1]] = False
+    files = sorted((whole / FOLDER).iterdir())
+    events = np.concatenate([read_predictions(path).predictions.events_n for path in files])
+    assert np.sort(events).tolist() == np.flatnonzero(may_be_E).tolist()
+    assert figures["predictions"] == len(events)
+    assert figures["periods"] == len(files) == len(records(whole, "stream")) > 3
+    assert train_here(prepared, cut, *keys, "max_steps=5") == 0
+    assert train_here(prepared, cut, *keys, "resume=true") == 0
+    assert json.loads((cut / FIGURES).read_text()) == figures
+
+
+def test_predictions_of_a_period_are_those_of_the_model_before_it(prepared: Prepared, tmp_path: Path) -> None:
+    """A model that never moves predicts the same; one that does differs only after the first period."""
+    keys = [*RANKING, *STREAM, *NO_DROPOUT, "batch.tokens=80", "validate_every=1000", "epochs=2"]
+    still = ["optimizer.learning_rate=0.0", "optimizer.sparse_learning_rate=0.0"]
+    assert train_here(prepared, tmp_path / "moves", *keys) == 0
+    assert train_here(prepared, tmp_path / "still", *keys, *still) == 0
+    both = [
+        [read_predictions(path).predictions.predicted_nT for path in sorted((tmp_path / name / FOLDER).iterdir())]
+        for name in ("moves", "still")
+    ]
+    assert np.array_equal(both[0][0], both[1][0])
+    assert not np.allclose(both[0][1], both[1][1])
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (["batch.predict_first=true"], "which needs batch.windows=stream and model.output.kind=actions"),
+        (["batch.negatives.count=4"], "`batch.negatives` means nothing with `model.output.kind` actions"),
+        (["batch.tokens=64"], "`batch.tokens` is 64, less than the 65 tokens of a window"),
+        (["model.output.actions.tasks=['like: event_type is liked']"], "the store has no event type 'liked'"),
+    ],
+)
+def test_faults(
+    prepared: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str], keys: list[str], told: str
+) -> None:
+    assert train_here(prepared, tmp_path / "run", *RANKING, "batch.tokens=80", *keys) == 2
+    assert told in capfd.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
