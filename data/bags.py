@@ -2,8 +2,11 @@
 
 A row is what some tokens are made of: an item or none, and an event type, or any other number of what was done, or
 none. Every feature has a bag an item, or an event type, that rows have, and an empty one, and each row names its bags.
+A row without an item may be of one artist: the artist features have the artist sets of the items and, behind them, of
+single artists.
 
-P rows · F features · d items · k event types · C code levels · V codes per level · A artists · R remainders · p ≤ P.
+P rows · F features · d items · a single artists · s = d + a artist sets · k event types · C code levels · V codes per
+level · A artists · R remainders · p ≤ P.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data.item_records import ARTIST, ARTISTS, CODES, ItemFeatures, ItemRecords, artist_table_rows
+from data.ranges import positions_of
 
 FEATURE_KEYS = ("rq", "artist_quotient", "artist_remainder", "event_type")
 ITEM_KEY = "item"
@@ -30,12 +34,17 @@ class Rows:
         item_rows_P: int64, place of a row's item in `items_d`; d where it has none.
         event_type_of_p: int64, place of its event type in `event_types_k`; k where it has none, as no row behind
             the p has.
+        artists_a: dense indices of artists that rows have without an item; None where no row has.
+        artist_rows_P: int64, place of a row's item, or, behind the d, of its artist in `artists_a`; d + a where it has
+            neither. None where that is `item_rows_P`, as no row has an artist alone.
     """
 
     items_d: np.ndarray
     event_types_k: np.ndarray
     item_rows_P: torch.Tensor
     event_type_of_p: np.ndarray
+    artists_a: np.ndarray | None = None
+    artist_rows_P: torch.Tensor | None = None
 
 
 class BagMaker:
@@ -43,8 +52,8 @@ class BagMaker:
 
     Args:
         features: codes and artists of the store's items.
-        distinct: one bag for each of `Rows.items_d` and of `event_types_k`, and an empty one, which rows share; False:
-            a bag a row, for which `items_d` and `event_types_k` must hold one of each row that has one, in their order.
+        distinct: one bag for each of `Rows.items_d`, `artists_a` and `event_types_k`, and an empty one, which rows
+            share; False: a bag a row, for which each of these must hold one of each row that has one, in their order.
     """
 
     def __init__(self, features: ItemFeatures, *, distinct: bool) -> None:
@@ -85,38 +94,68 @@ class BagMaker:
             codes_dC: int64, theirs.
         """
         items, event_types = len(rows.items_d), len(rows.event_types_k)
-        artists = self._items.artists(rows.items_d, records_d)
-        counts_d, nobody_d = records_d[ARTISTS], records_d[ARTIST] == self._unknown_artist
+        artists, lengths_s, known_s = self._artist_sets(rows, records_d)
         quotients, remainders = artists // self._remainders, artists[artists != self._unknown_artist] % self._remainders
-        strides = [items + 1] * 3 + [event_types + 1] if self.distinct else [len(rows.item_rows_P)] * len(FEATURE_KEYS)
-        # Where items and event types have their bags among all of a feature.
+        strides = [items + 1] + [len(lengths_s) + 1] * 2 + [event_types + 1]
+        # Where items, artist sets and event types have their bags among all of a feature.
         item_bags: slice | np.ndarray = slice(items)
+        set_bags: slice | np.ndarray = slice(len(lengths_s))
         event_type_bags: slice | np.ndarray = slice(event_types)
         if not self.distinct:
-            item_bags = np.flatnonzero(rows.item_rows_P.numpy() < items)
-            event_type_bags = np.flatnonzero(rows.event_type_of_p < event_types)
+            strides = [len(rows.item_rows_P)] * len(FEATURE_KEYS)
+            item_bags, set_bags, event_type_bags = _own_bags(rows)
         lengths = np.zeros(sum(strides), dtype=np.int64)
-        of_items = lengths[: 3 * strides[0]].reshape(3, -1)
-        for of_feature, lengths_d in zip(of_items, (self.levels, counts_d, counts_d - nobody_d), strict=True):
-            of_feature[item_bags] = lengths_d
-        lengths[3 * strides[0] :][event_type_bags] = 1
+        of_features = np.split(lengths, np.cumsum(strides)[:-1])
+        of_features[0][item_bags] = self.levels
+        of_features[1][set_bags], of_features[2][set_bags] = lengths_s, known_s
+        of_features[3][event_type_bags] = 1
         # Written in place: fresh memory, which the system must first find and clear, is what a large batch waits for.
         ends = np.cumsum([self.levels * items, len(quotients), len(remainders), event_types]).tolist()
         values = torch.empty(ends[-1], dtype=torch.int64)
         np.add(codes_dC, self._level_ids_C, out=values.numpy()[: ends[0]].reshape(items, self.levels))
         for begin, end, ids in zip(ends, ends[1:], (quotients, remainders, rows.event_types_k), strict=False):
             values.numpy()[begin:end] = ids
-        keys, lengths_of_bags = list(FEATURE_KEYS), torch.from_numpy(lengths)
+        keys, lengths_of_all = list(FEATURE_KEYS), torch.from_numpy(lengths)
         if not self.distinct:
-            return KeyedJaggedTensor(keys=keys, values=values, lengths=lengths_of_bags, stride=strides[0])
+            return KeyedJaggedTensor(keys=keys, values=values, lengths=lengths_of_all, stride=strides[0])
         event_type_rows_P = padded(rows.event_type_of_p, len(rows.item_rows_P), event_types)
+        artist_rows_P = rows.item_rows_P if rows.artist_rows_P is None else rows.artist_rows_P
         return KeyedJaggedTensor(
             keys=keys,
             values=values,
-            lengths=lengths_of_bags,
+            lengths=lengths_of_all,
             stride_per_key_per_rank=[[stride] for stride in strides],
-            inverse_indices=(keys, torch.stack([rows.item_rows_P] * 3 + [event_type_rows_P])),
+            inverse_indices=(keys, torch.stack([rows.item_rows_P, artist_rows_P, artist_rows_P, event_type_rows_P])),
         )
+
+    def _artist_sets(self, rows: Rows, records_d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Artists, set after set in the order of their bags; how many each set has, and how many are known, [s]."""
+        artists = self._items.artists(rows.items_d, records_d)
+        lengths_s = records_d[ARTISTS]
+        known_s = lengths_s - (records_d[ARTIST] == self._unknown_artist)
+        if rows.artists_a is None:
+            return artists, lengths_s, known_s
+        artists = np.concatenate([artists, rows.artists_a.astype(artists.dtype)])
+        one_a = np.ones(len(rows.artists_a), dtype=lengths_s.dtype)
+        lengths_s, known_s = np.concatenate([lengths_s, one_a]), np.concatenate([known_s, one_a])
+        if self.distinct:
+            return artists, lengths_s, known_s
+        # By rows, among which items and single artists come as they like.
+        order = np.argsort(_own_bags(rows)[1])
+        starts_s = np.cumsum(lengths_s, dtype=np.int64) - lengths_s
+        artists = artists[positions_of(starts_s[order], lengths_s[order])]
+        return artists, lengths_s, known_s
+
+
+def _own_bags(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a bag a row is that of an item, of an artist set and of an event type, in the order of these."""
+    items, item_rows_P = len(rows.items_d), rows.item_rows_P.numpy()
+    item_bags = set_bags = np.flatnonzero(item_rows_P < items)
+    if rows.artists_a is not None and rows.artist_rows_P is not None:
+        artist_rows_P = rows.artist_rows_P.numpy()
+        single_P = (artist_rows_P >= items) & (artist_rows_P < items + len(rows.artists_a))
+        set_bags = np.concatenate([item_bags, np.flatnonzero(single_P)])
+    return item_bags, set_bags, np.flatnonzero(rows.event_type_of_p < len(rows.event_types_k))
 
 
 def codes_of(records_d: np.ndarray) -> np.ndarray:

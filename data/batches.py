@@ -64,12 +64,13 @@ class Batch(Pipelineable):
         features: keys FEATURE_KEYS. `rq`: C ids `l * V + code_l`. `artist_quotient`, `artist_remainder`: one id each
             per artist of the item, `id // R` and `id % R`; an item without artists has the one id ceil(A / R) in
             `artist_quotient` and an empty bag in `artist_remainder`. Of these three, one bag a distinct item, in order
-            of first appearance. `event_type`: bags of one id, one a distinct event type. The last bag of each key is
+            of first appearance; behind them, of the two of artists, one an artist that a row has without an item.
+            `event_type`: bags of one id, one a distinct event type. The last bag of each key is
             padding's, and empty. `inverse_indices`, int64 [F, P], says which bag of each key a row is made of, so that
             a collection of tables gives P rows; the last row is padding's. Made by the plain way: stride P, one bag a
             row, no `inverse_indices`; P = L, one row a token, or 2 L + 1 with `candidate_rows_L`. Of a model that
-            predicts actions `event_type` holds these (`data.ranking`), and a row may have no item or no action, which
-            are empty bags.
+            predicts actions `event_type` holds these (`data.ranking`), behind them values of slow series, and a row may
+            have no item or no action, which are empty bags.
         rows_L: int64, each token's row among the P.
         item_ids: key ITEM_KEY, stride 1: the distinct items, in the order of their bags; their keys, where they have.
             Behind them, where there are negatives, the targets and negatives that are not among them.

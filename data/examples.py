@@ -33,6 +33,7 @@ class Tokens:
             of its inputs here, as thinning has not taken the newest.
         answers_n: bool, whether the input's own event is the target of an input, left here or not; None where it is so
             if the input before it here has one, as nothing lies between the two.
+        windows: B of them, whose tokens these are, as they were before thinning; None of tokens that were made up.
     """
 
     at_n: np.ndarray
@@ -42,6 +43,7 @@ class Tokens:
     request_times_B: np.ndarray | None
     last_at_B: np.ndarray | None = None
     answers_n: np.ndarray | None = None
+    windows: Windows | None = None
 
     @property
     def event_at_m(self) -> np.ndarray:
@@ -116,18 +118,17 @@ class Examples:
 
     def tokens(self, index_B: np.ndarray) -> Tokens:
         """The tokens of windows `index_B`."""
-        windows = self.windows
-        user_B, start_B, stop_B = windows.user[index_B], windows.start[index_B], windows.stop[index_B]
-        first_B, lengths_B, kept_B = self.offsets[user_B] + start_B, stop_B - start_B, self.kept_W[index_B]
+        windows = self.windows.take(index_B)
+        user_B = windows.user
+        first_B, lengths_B, kept_B = self.offsets[user_B] + windows.start, windows.lengths, self.kept_W[index_B]
         if self.tie_limit_U is None:
             at_n = positions_of(first_B, lengths_B)
             next_at_n = at_n + 1
         else:
             at_n, next_at_n = self._in_tie_order(user_B, first_B, lengths_B)
         learn_n = self._learnt(index_B, lengths_B)
-        if windows.are_requests:
-            assert windows.asked is not None
-            next_at_n[np.cumsum(lengths_B) - 1] = self.offsets[user_B] + windows.asked[index_B]
+        if windows.asked is not None:
+            next_at_n[np.cumsum(lengths_B) - 1] = self.offsets[user_B] + windows.asked
         last_at_B, answers_n = None, None
         if (kept_B < lengths_B).any():
             chosen_n = self._thinned(at_n, first_B, lengths_B, kept_B)
@@ -136,9 +137,8 @@ class Examples:
                 answers_n = np.concatenate([[False], learn_n[:-1]])[chosen_n]
                 learn_n = learn_n[chosen_n]
             at_n, next_at_n = at_n[chosen_n], next_at_n[chosen_n]
-        request_times_B = windows.request_time[index_B] if windows.request_time is not None else None
         offsets_B = np.concatenate([[0], np.cumsum(kept_B)])
-        return Tokens(at_n, next_at_n, learn_n, offsets_B, request_times_B, last_at_B, answers_n)
+        return Tokens(at_n, next_at_n, learn_n, offsets_B, windows.request_time, last_at_B, answers_n, windows)
 
     def _learnt(self, index_B: np.ndarray, lengths_B: np.ndarray) -> np.ndarray | None:
         """Which inputs have a target, bool [n]; None where all have."""

@@ -88,7 +88,7 @@ class Loader:
             an event whose action is asked for. Without negatives.
 
     Raises:
-        InputError: `world_size` does not divide `bins`, or the store lacks what the tasks of `ranking` ask for.
+        InputError: `world_size` does not divide `bins`, or the store lacks what `ranking` asks for.
     """
 
     def __init__(
@@ -254,6 +254,8 @@ class Loader:
             plan["negatives"] = self.negatives.describe()
         if self.ranking is not None:
             plan["actions"] = [self.ranking.form, self.ranking.tasks, self.ranking.played_buckets]
+            if self.ranking.series:
+                plan["series"] = self.ranking.series
         return fingerprint_of(plan)
 
     def _epoch(self, epoch: int) -> _Epoch:

@@ -54,6 +54,14 @@ class Windows:
         """W."""
         return len(self.user)
 
+    def take(self, index_B: np.ndarray) -> Windows:
+        """Some of them."""
+        asked = None if self.asked is None else self.asked[index_B]
+        request_time = None if self.request_time is None else self.request_time[index_B]
+        return Windows(
+            self.user[index_B], self.start[index_B], self.stop[index_B], self.learn_from[index_B], asked, request_time
+        )
+
     @property
     def lengths(self) -> np.ndarray:
         """Inputs per window, int64 [W], each at least 1."""

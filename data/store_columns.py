@@ -8,13 +8,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from common.errors import InputError
 from data import schema
 from data.batches import EventColumns, ItemFeatures, code_dtype
 from data.event_store import EventStore
 from data.item_keys import item_keys
+from data.ranking.actions import num_actions, num_rows
 from data.ranking.batches import RankingBatchMaker
 from data.ranking.config import ActionsConfig
+from data.ranking.series_tokens import SeriesRows
 from data.ranking.tasks import Labels, parse_tasks
+from data.series.merge import SeriesMerger
 
 
 def event_columns(store: EventStore) -> EventColumns:
@@ -62,7 +66,52 @@ def ranking_maker(
     """What makes batches of a store for a model that predicts actions.
 
     Raises:
-        InputError: the store lacks what the tasks ask for.
+        InputError: the store lacks what the tasks ask for, or series.
     """
-    labels = Labels(parse_tasks(ranking.tasks), store.event_types, store.has_column(schema.PLAYED_RATIO))
-    return RankingBatchMaker(event_columns(store), features, ranking, labels, distinct=distinct)
+    faults = series_faults(store, ranking)
+    try:
+        labels = Labels(parse_tasks(ranking.tasks), store.event_types, store.has_column(schema.PLAYED_RATIO))
+    except InputError as error:
+        faults = [*error.faults, *faults]
+    if faults:
+        raise InputError(*faults)
+    rows = series_rows(store, ranking)
+    merger = SeriesMerger(store.series, ranking.series) if ranking.series else None
+    columns = event_columns(store)
+    return RankingBatchMaker(columns, features, ranking, labels, distinct=distinct, series=rows, merger=merger)
+
+
+def series_faults(store: EventStore, ranking: ActionsConfig) -> list[str]:
+    """Whether series are asked for that the store does not have."""
+    if not ranking.series or store.has_series:
+        return []
+    return [
+        f"{store.path}: has no slow series, but actions.series={ranking.series} asks for tokens of them; prepare it "
+        f"again with some, as with prepare.series=[preferred_artist], or set actions.series=0"
+    ]
+
+
+def series_rows(store: EventStore, ranking: ActionsConfig) -> SeriesRows | None:
+    """Rows of the values of a store's series in the table `event_type`; None where the model reads none."""
+    if not ranking.series:
+        return None
+    return SeriesRows.of(
+        store.series,
+        num_actions(len(store.event_types), ranking.played_buckets, store.has_column(schema.PLAYED_RATIO)),
+    )
+
+
+def event_type_rows(store: EventStore, ranking: ActionsConfig | None) -> int:
+    """Rows of the table `event_type`: event types or, where `ranking` is given, actions and values of series.
+
+    Raises:
+        InputError: series are asked for, and the store has none.
+    """
+    if ranking is None:
+        return len(store.event_types)
+    faults = series_faults(store, ranking)
+    if faults:
+        raise InputError(*faults)
+    values = store.series.num_values if ranking.series else 0
+    has_played = store.has_column(schema.PLAYED_RATIO)
+    return num_rows(len(store.event_types), ranking.played_buckets, has_played, values)

@@ -205,6 +205,11 @@ class ModelConfig:
         return self.output.actions.form if self.output.kind == "actions" else None
 
     @property
+    def series(self) -> int:
+        """The most tokens of slow series in a window."""
+        return self.output.actions.series
+
+    @property
     def max_tokens(self) -> int:
         """The most tokens of one user's window."""
         return int(self.window_tokens(self.max_history))
@@ -213,15 +218,15 @@ class ModelConfig:
     def max_places(self) -> int:
         """The most different places of one user's tokens, which candidates that are alone may share."""
         # A merged candidate stands where the event would that it may become: behind all others at most.
-        return self.max_history + 1 if self.form == MERGED else self.max_tokens
+        return self.max_history + 1 + self.series if self.form == MERGED else self.max_tokens
 
     def window_tokens(self, events: float) -> float:
-        """Tokens of a window of so many events that are read, in training."""
+        """Tokens of a window of so many events that are read, in training; with as many of series as there can be."""
         if self.form == INTERLEAVED:
-            return 2 * events + 1  # an item and an action each, and the last item, whose action is asked for
-        if self.form == MERGED:
-            return 2 * events  # each has a candidate behind it
-        return events
+            events = 2 * events + 1  # an item and an action each, and the last item, whose action is asked for
+        elif self.form == MERGED:
+            events = 2 * events  # each has a candidate behind it
+        return events + self.series
 
     def _transformer_faults(self) -> list[str]:
         """A baseline is what its name says: what would make it something else is refused, not left out in silence."""

@@ -58,7 +58,7 @@ def embed(model: Recommender, batch: Batch) -> tuple[Tensor, Tokens]:
     """Vectors [L, D] of a batch's tokens, as its encoder is given them but for places, and what biases ask of them."""
     items = model.item_table(batch.item_ids) if model.item_table is not None else None
     tower = model.tower
-    x_LD = tower._picked(tower._summed(model.ebc(batch.features), items, batch), batch.rows_L)
+    x_LD = tower.picked(tower.summed(model.ebc(batch.features), items, batch), batch.rows_L)
     tokens = describe_tokens(
         tower.cfg.biases,
         batch.offsets,

@@ -65,24 +65,24 @@ class Tower(nn.Module):
 
     def encode(self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch) -> Tensor:
         """L2-normalised states [L, D]; `items` are rows of the table of items, if there is one."""
-        return self._states(self._summed(pooled, items, batch), batch)
+        return self._states(self.summed(pooled, items, batch), batch)
 
     def predict(
         self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch
     ) -> tuple[Tensor, Tensor]:
         """What the tasks predict, [T, K], and at which tokens, int64 [T]; see `TaskHeads.predictions`."""
         assert isinstance(self.heads, TaskHeads), "a model that predicts actions"
-        x_PD = self._summed(pooled, items, batch)
+        x_PD = self.summed(pooled, items, batch)
         rows_T = (batch.target_items_L >= 0).nonzero().flatten()
         hidden_TD = self._states(x_PD, batch).index_select(0, rows_T)
         return self.heads.predictions(self.heads(hidden_TD, self._candidates(x_PD, batch, rows_T))), rows_T
 
-    def _summed(self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch) -> Tensor:
+    def summed(self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch) -> Tensor:
         """x_PD, all that an event's tables say of it."""
         x_PD = sum_features(pooled, self.cfg.width)
         return x_PD if items is None else add_items(x_PD, items, batch.item_rows_P)
 
-    def _picked(self, x_PD: Tensor, rows_n: Tensor) -> Tensor:
+    def picked(self, x_PD: Tensor, rows_n: Tensor) -> Tensor:
         """Rows [n, D] as the encoder is given them."""
         x_nD = x_PD.index_select(0, rows_n)
         return x_nD * math.sqrt(self.cfg.width) if self.cfg.scale_input else x_nD
@@ -99,7 +99,7 @@ class Tower(nn.Module):
             batch.organic_L,
             batch.alone_L,
         )
-        x_LD = self._picked(x_PD, batch.rows_L)
+        x_LD = self.picked(x_PD, batch.rows_L)
         if self.places is not None:
             x_LD = x_LD + self.places(tokens)
         x_LD = F.dropout(x_LD, cfg.input_dropout, self.training)
@@ -111,7 +111,7 @@ class Tower(nn.Module):
         self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch
     ) -> tuple[Tensor, Output]:
         """The weighted loss of the batch and what to report of it."""
-        x_PD = self._summed(pooled, items, batch)
+        x_PD = self.summed(pooled, items, batch)
         hidden_LD = self._states(x_PD, batch)
         result, targets = self._loss(hidden_LD, x_PD, items, batch)
         output = Output(
@@ -144,7 +144,7 @@ class Tower(nn.Module):
         if not self.heads.meets_candidates:
             return None
         assert batch.candidate_rows_L is not None, "a batch that was made without candidates"
-        return self._picked(x_PD, batch.candidate_rows_L.index_select(0, rows_T))
+        return self.picked(x_PD, batch.candidate_rows_L.index_select(0, rows_T))
 
 
 class Recommender(nn.Module):

@@ -24,8 +24,8 @@ from common.errors import InputError
 from data.schema import MISSING_DURATION, MISSING_ORGANIC, MISSING_PLAYED_RATIO
 from model.past import Past
 from model.recommender import Recommender
-
-Ints = npt.NDArray[np.int64]
+from serving.user_series import Ints as Ints
+from serving.user_series import PlacedSeries, UserSeries
 
 _MISSING = {"durations": MISSING_DURATION, "organic": MISSING_ORGANIC, "played": MISSING_PLAYED_RATIO}
 
@@ -158,6 +158,8 @@ class UserCache:
         past: of the tokens of the first `read` events.
         read: all but the newest, where the clock of that is still unknown; else all.
         newest_D: the normalised state of the newest token, where it has been read for good.
+        series: all that is told of the user's slow series.
+        placed: of these, what was read in front of the first `read` events.
     """
 
     fingerprint: str
@@ -166,16 +168,19 @@ class UserCache:
     past: Past
     read: int
     newest_D: Tensor | None = None
+    series: UserSeries = dataclasses.field(default_factory=UserSeries.none)
+    placed: PlacedSeries = dataclasses.field(default_factory=PlacedSeries.none)
 
     @property
     def nbytes(self) -> int:
-        """Of keys, values, what biases ask, and the events."""
+        """Of keys, values, what biases ask, the events and series."""
         newest = 0 if self.newest_D is None else self.newest_D.numel() * self.newest_D.element_size()
-        return self.past.nbytes + self.events.nbytes + newest
+        return self.past.nbytes + self.events.nbytes + newest + self.series.nbytes + 24 * len(self.placed)
 
-    def belongs_before(self, history: UserEvents) -> bool:
-        """Whether a whole history begins with all that was seen here."""
-        return history[self.dropped :].begins_with(self.events)
+    def belongs_before(self, history: UserEvents, series: UserSeries | None = None) -> bool:
+        """Whether a whole history, and whole series, begin with all that was seen here."""
+        told = UserSeries.none() if series is None else series
+        return history[self.dropped :].begins_with(self.events) and told.begins_with(self.series)
 
 
 class CachePool:

@@ -12,6 +12,11 @@ for the rounding of sums.
 Time. With `biases.time_reference=next` a token's clock is when the next one comes: an event is read for good when its
 follower is known, and the newest one anew at each request, with the request's time.
 
+Slow series. A model that reads them (`actions.series`) is given each user's whole `UserSeries` by `prepare`, and what
+is new by `extend`, with events or alone. What stands in front of events that were read is read for good, what is known
+since then anew at each request. Where a window has more entries than it may, later ones drive out older ones, and where
+an entry comes late, it stands in front of events that were read: then the window is read anew.
+
 Overflow. A window has `cfg.max_history` events. Beyond it the newest of them are read anew, since every state that is
 kept knows of the events that have left: exactly what a window cut there gives, at the price of a `prepare`.
 
@@ -35,6 +40,7 @@ from model.past import Past
 from model.recommender import Recommender
 from serving.kv_cache import CachePool, Ints, UserCache, UserEvents, model_fingerprint
 from serving.token_makers import RetrievalTokens, TokenMaker
+from serving.user_series import PlacedSeries, UserSeries, check_series, place
 
 MICROBATCH = 512
 """Candidates at once: many enough for matrix products, few enough that their vectors stay in the cache."""
@@ -70,35 +76,51 @@ class MFalcon:
         self.tokens: TokenMaker = tokens if tokens is not None else RetrievalTokens(model, features)
         self.reader = Incremental(model.tower)
         self.fingerprint = model_fingerprint(model, made_from)
-        self._waits = int(newest_waits(self.cfg))
+        # What is known of series since the newest event stands behind it, in front of a candidate.
+        self._waits = int(newest_waits(self.cfg) or self.cfg.series > 0)
 
     # ── caches ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def prepare(self, histories: Sequence[UserEvents]) -> list[UserCache]:
+    def prepare(self, histories: Sequence[UserEvents], series: Sequence[UserSeries] | None = None) -> list[UserCache]:
         """Read the histories of some users, of any lengths; of those longer than a window the newest events.
 
+        Args:
+            histories: of each user, all events or the newest.
+            series: of each user, all entries; needed where the model reads slow series, and only there.
+
         Raises:
-            InputError: an item or event type outside of the catalogue.
+            InputError: an item or event type outside of the catalogue; series not given, or given in vain.
         """
+        self._check_series_given(series)
         nothing = UserEvents.none()
         empty = [UserCache(self.fingerprint, nothing, 0, self.reader.empty_past(), 0) for _ in histories]
-        return self.extend(empty, histories)
+        return self.extend(empty, histories, series)
 
-    def extend(self, caches: Sequence[UserCache], events: Sequence[UserEvents]) -> list[UserCache]:
-        """Caches of longer histories; those given stay as they are. No events give the same cache.
+    def extend(
+        self,
+        caches: Sequence[UserCache],
+        events: Sequence[UserEvents],
+        series: Sequence[UserSeries] | None = None,
+    ) -> list[UserCache]:
+        """Caches of longer histories; those given stay as they are. No events and entries give the same cache.
+
+        Args:
+            events: new ones of each user.
+            series: new entries of each user; None: of nobody.
 
         Raises:
-            InputError: a cache of another model, events earlier than those of the cache, an item or event type outside
-                of the catalogue.
+            InputError: a cache of another model, events or entries earlier than those of the cache, an item, event type
+                or value outside of the catalogue.
         """
         _same_number(caches, events, "events")
         self._check_model(caches)
         self._check_items(events, "event")
         self._check_order(caches, [own.timestamps[:1] for own in events], "its first new event")
-        grown: list[UserCache] = list(caches)
-        changed = [row for row, own in enumerate(events) if len(own)]
+        grown = self._with_series(caches, series)
+        changed = [row for row, own in enumerate(events) if len(own) or grown[row] is not caches[row]]
         for row in changed:
-            grown[row] = self._appended(caches[row], events[row])
+            grown[row] = self._still_true(self._appended(grown[row], events[row]))
+        changed = [row for row in changed if len(grown[row].events)]
         # Those of whom nothing is read go through the attention of training, together.
         unread = [row for row in changed if not grown[row].past.length]
         for rows in (unread, [row for row in changed if row not in set(unread)]):
@@ -107,17 +129,26 @@ class MFalcon:
                     grown[row] = cache
         return grown
 
-    def recall(self, pool: CachePool, users: Sequence[object], histories: Sequence[UserEvents]) -> list[UserCache]:
-        """The caches of users whose whole histories are given, with as little reading as the pool allows.
+    def recall(
+        self,
+        pool: CachePool,
+        users: Sequence[object],
+        histories: Sequence[UserEvents],
+        series: Sequence[UserSeries] | None = None,
+    ) -> list[UserCache]:
+        """The caches of users whose whole histories, and series, are given, with as little reading as the pool allows.
 
         A cache that the history does not begin with, as after an event was taken back, or of another model, counts as
         a hit of the pool and is replaced.
         """
         _same_number(users, histories, "histories")
+        self._check_series_given(series)
+        told = [UserSeries.none()] * len(users) if series is None else series
+        _same_number(users, told, "series")
         held = [pool.get(user) for user in users]
         fits = [
-            cache is not None and cache.fingerprint == self.fingerprint and cache.belongs_before(history)
-            for cache, history in zip(held, histories, strict=True)
+            cache is not None and cache.fingerprint == self.fingerprint and cache.belongs_before(history, own)
+            for cache, history, own in zip(held, histories, told, strict=True)
         ]
         nothing = UserEvents.none()
         start = [
@@ -125,7 +156,8 @@ class MFalcon:
             for cache, fit in zip(held, fits, strict=True)
         ]
         news = [history[one.dropped + len(one.events) :] for one, history in zip(start, histories, strict=True)]
-        caches = self.extend(start, news)
+        new_series = [own[len(one.series) :] for one, own in zip(start, told, strict=True)]
+        caches = self.extend(start, news, None if series is None else new_series)
         for user, cache in zip(users, caches, strict=True):
             pool.put(user, cache)
         return caches
@@ -137,22 +169,54 @@ class MFalcon:
         if surplus <= 0:
             return dataclasses.replace(cache, events=together)
         window = together[surplus:]
-        return UserCache(self.fingerprint, window, cache.dropped + surplus, self.reader.empty_past(), 0)
+        past = self.reader.empty_past()
+        return UserCache(self.fingerprint, window, cache.dropped + surplus, past, 0, series=cache.series)
+
+    def _with_series(self, caches: Sequence[UserCache], series: Sequence[UserSeries] | None) -> list[UserCache]:
+        """With entries that are not read yet; of those who have none, the very caches."""
+        if series is None:
+            return list(caches)
+        _same_number(caches, series, "series")
+        check_series(self.tokens.series, [cache.series for cache in caches], series)
+        return [
+            dataclasses.replace(cache, series=cache.series + own) if len(own) else cache
+            for cache, own in zip(caches, series, strict=True)
+        ]
+
+    def _placed(self, cache: UserCache, time: int) -> PlacedSeries:
+        """What of the series enters the window, if what follows it happens at `time`."""
+        rows = self.tokens.series
+        if rows is None:
+            return cache.placed
+        times_k = cache.events.timestamps
+        return place(cache.series, times_k, time, rows, self.cfg.series, up_to_next=self.tokens.appends)
+
+    def _still_true(self, cache: UserCache, time: int | None = None) -> UserCache:
+        """The cache, or one of which nothing is read, where what was read is not what a window has that ends there."""
+        if self.tokens.series is None or not cache.read:
+            return cache
+        placed = self._placed(cache, int(cache.events.timestamps[-1]) if time is None else time)
+        if placed.between(0, cache.read).same(cache.placed):
+            return cache
+        return dataclasses.replace(cache, past=self.reader.empty_past(), read=0, placed=PlacedSeries.none())
 
     def _read(self, caches: list[UserCache]) -> list[UserCache]:
         """Read for good what of the events can be."""
         stops = [len(cache.events) - self._waits for cache in caches]
         runs = [cache.events[cache.read : stop] for cache, stop in zip(caches, stops, strict=True)]
         next_times_B = np.array([cache.events.timestamps[-1] for cache in caches], dtype=np.int64)
+        placed = [self._placed(cache, int(time)) for cache, time in zip(caches, next_times_B, strict=True)]
+        entries = [one.between(cache.read, stop) for one, cache, stop in zip(placed, caches, stops, strict=True)]
         wanted = 1 - self._waits
         pasts = [cache.past for cache in caches]
-        out, pasts = self.reader.encode_more(*self.tokens.history(runs, next_times_B), pasts, wanted=wanted)
+        embedded = self.tokens.history(runs, next_times_B, entries if self.cfg.series else None)
+        out, pasts = self.reader.encode_more(*embedded, pasts, wanted=wanted)
         states: Sequence[Tensor | None] = [None] * len(caches)
         if wanted:
             states = list(self.reader.normalised(out))
         return [
-            dataclasses.replace(cache, past=past, read=stop, newest_D=state)
-            for cache, past, stop, state in zip(caches, pasts, stops, states, strict=True)
+            dataclasses.replace(cache, past=past, read=stop, newest_D=state, placed=one.between(0, stop))
+            for cache, past, stop, state, one in zip(caches, pasts, stops, states, placed, strict=True)
         ]
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────
@@ -231,8 +295,13 @@ class MFalcon:
             width = self.cfg.width
             joined = torch.stack(states) if states else torch.zeros(0, width, device=self.reader.device)
             return joined, [cache.past for cache in caches]
+        caches = [self._still_true(cache, int(time)) for cache, time in zip(caches, times_B, strict=True)]
         waiting = [cache.events[cache.read :] for cache in caches]
-        x_LD, tokens = self.tokens.history(waiting, times_B)
+        entries = [
+            self._placed(cache, int(time)).between(cache.read, len(cache.events) + 1)
+            for cache, time in zip(caches, times_B, strict=True)
+        ]
+        x_LD, tokens = self.tokens.history(waiting, times_B, entries if self.cfg.series else None)
         pasts = [cache.past for cache in caches]
         out_BD, pasts = self.reader.encode_more(x_LD, tokens, pasts, wanted=1, keep=False)
         return self.reader.normalised(out_BD), pasts
@@ -272,6 +341,14 @@ class MFalcon:
         ]
         if faults:
             raise InputError(*faults)
+
+    def _check_series_given(self, series: Sequence[UserSeries] | None) -> None:
+        if (series is not None) != (self.tokens.series is not None):
+            raise InputError(
+                f"the model has actions.series={self.cfg.series}, and series of the users are "
+                f"{'not given' if series is None else 'given'}: give `series`, one `UserSeries` a user, to a model "
+                f"that reads them, and to no other"
+            )
 
     def _check_items(self, users: Sequence[UserEvents], what: str) -> None:
         faults = []

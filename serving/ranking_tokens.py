@@ -2,7 +2,7 @@
 
 The batches of training have windows of inputs and a last target, whose action is hidden. A run of events is such a
 window, and what follows it its target, of which nothing but the time is read. A candidate is the target of a window of
-one event, of which nothing is read.
+one event, of which nothing is read. Entries of slow series are given with the run that they stand in.
 
 Shapes: B users · L tokens of all users · M candidates of all users · K tasks.
 """
@@ -21,14 +21,17 @@ from data.batches import Batch, EventColumns, ItemFeatures
 from data.examples import Tokens as TokenPlaces
 from data.ranking.batches import RankingBatchMaker
 from data.ranking.config import INTERACTIONS, INTERLEAVED
+from data.ranking.series_tokens import SeriesRows
 from data.ranking.tasks import Labels
 from data.schema import MISSING_PLAYED_RATIO
+from data.series.merge import MergedSeries
 from model.biases import Tokens
 from model.incremental import embed
 from model.recommender import Recommender
 from model.task_heads import TaskHeads
 from serving.kv_cache import Ints, UserEvents, joined
 from serving.token_makers import Embedded
+from serving.user_series import PlacedSeries, as_merged
 
 
 class RankingTokens:
@@ -40,29 +43,48 @@ class RankingTokens:
         model: in evaluation mode; its tables may be sharded over one rank.
         features: of the items.
         has_played: whether the store that the model was trained on knows how much of an item was played.
+        series: rows of that store's values of slow series (`data.store_columns.series_rows`), where the model reads
+            any.
+
+    Raises:
+        InputError: the model reads series and their rows are not given, or the other way round.
     """
 
-    def __init__(self, model: Recommender, features: ItemFeatures, *, has_played: bool) -> None:
+    def __init__(
+        self, model: Recommender, features: ItemFeatures, *, has_played: bool, series: SeriesRows | None = None
+    ) -> None:
         """Prepares the items' records."""
         heads = model.tower.heads
         assert isinstance(heads, TaskHeads), "a model that predicts actions"
         self._model, self._heads, self._has_played = model, heads, has_played
-        self._actions = model.tower.cfg.output.actions
+        self._actions, self.series = model.tower.cfg.output.actions, series
+        if bool(self._actions.series) != (series is not None):
+            raise InputError(
+                f"the model has actions.series={self._actions.series}, and rows of the values of slow series are "
+                f"{'not given' if series is None else 'given'}: give data.store_columns.series_rows of the store and "
+                f"the actions of the model that was trained on it"
+            )
         self.appends = self._actions.form != INTERACTIONS
         nothing = _columns(UserEvents.none(), np.zeros(1, dtype=np.int64), has_played)
-        self._maker = RankingBatchMaker(nothing, features, self._actions, Labels((), (), has_played))
+        self._maker = RankingBatchMaker(nothing, features, self._actions, Labels((), (), has_played), series=series)
         self._device = next(model.tower.parameters()).device
 
-    def history(self, users: Sequence[UserEvents], next_times_B: Ints) -> Embedded:
+    def history(
+        self, users: Sequence[UserEvents], next_times_B: Ints, placed: Sequence[PlacedSeries] | None = None
+    ) -> Embedded:
         """See `serving.token_makers.TokenMaker.history`."""
+        if placed is None:
+            placed = [PlacedSeries.none()] * len(users)
         windows = [own + UserEvents.of([0], [time]) for own, time in zip(users, next_times_B, strict=True) if len(own)]
         bounds_B1 = np.cumsum([0, *map(len, windows)])
-        batch = self._batch(joined(windows), bounds_B1, learn=False)
+        entries = as_merged([one for own, one in zip(users, placed, strict=True) if len(own)])
+        batch = self._batch(joined(windows), bounds_B1, learn=False, entries=entries if len(entries) else None)
         read_L = torch.arange(len(batch.rows_L), device=self._device) < batch.offsets[-1]
         if self._actions.form == INTERLEAVED:
             read_L[batch.offsets[1:] - 1] = False  # the item of what follows
         per_event = 2 if self._actions.form == INTERLEAVED else 1
-        lengths_B = torch.tensor([per_event * len(own) for own in users], device=self._device)
+        lengths = [per_event * len(own) + len(one) for own, one in zip(users, placed, strict=True)]
+        lengths_B = torch.tensor(lengths, device=self._device)
         return _picked(embed(self._model, batch), read_L.nonzero().flatten(), lengths_B)
 
     def candidates(self, users: Sequence[UserEvents]) -> Embedded:
@@ -88,8 +110,8 @@ class RankingTokens:
         batch, model = self._alone(candidates), self._model
         assert batch.candidate_rows_L is not None
         items = model.item_table(batch.item_ids) if model.item_table is not None else None
-        x_PD = model.tower._summed(model.ebc(batch.features), items, batch)
-        beside_MD = model.tower._picked(x_PD, batch.candidate_rows_L[: len(batch.offsets) - 1])
+        x_PD = model.tower.summed(model.ebc(batch.features), items, batch)
+        beside_MD = model.tower.picked(x_PD, batch.candidate_rows_L[: len(batch.offsets) - 1])
         counts_B = torch.tensor([len(own) for own in candidates], device=self._device)
         states_MD = states_XD.repeat_interleave(counts_B, dim=0)
         return self._heads.predictions(self._heads(states_MD, beside_MD))
@@ -101,7 +123,7 @@ class RankingTokens:
         twice = UserEvents(*(None if column is None else np.repeat(column, 2) for column in columns))  # type: ignore[arg-type]
         return self._batch(twice, np.arange(0, len(twice) + 1, 2), learn=True)
 
-    def _batch(self, events: UserEvents, bounds_B1: Ints, *, learn: bool) -> Batch:
+    def _batch(self, events: UserEvents, bounds_B1: Ints, *, learn: bool, entries: MergedSeries | None = None) -> Batch:
         """Windows of inputs and a last target each, which lie between the bounds."""
         maker = copy.copy(self._maker)  # the records of all items are made once
         maker.columns = _columns(events, bounds_B1, self._has_played)
@@ -109,7 +131,8 @@ class RankingTokens:
         learn_n = np.full(len(at_n), learn)
         places = TokenPlaces(at_n, at_n + 1, learn_n, bounds_B1 - np.arange(len(bounds_B1)), None)
         budget = 2 * len(at_n) + len(bounds_B1) - 1  # of the longest form; the rest is padding
-        return maker.make(places, np.arange(len(bounds_B1) - 1), budget, 0.0).to(self._device)
+        budget += 0 if entries is None else len(entries)
+        return maker.make(places, np.arange(len(bounds_B1) - 1), budget, 0.0, entries=entries).to(self._device)
 
 
 def _columns(events: UserEvents, offsets: Ints, has_played: bool) -> EventColumns:

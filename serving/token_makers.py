@@ -18,6 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data.batches import ITEM_KEY, Batch, BatchMaker, EventColumns, ItemFeatures
 from data.examples import Tokens as TokenPlaces
+from data.ranking.series_tokens import SeriesRows
 from model.biases import Tokens
 from model.heads import CascadedHeads
 from model.incremental import embed
@@ -25,6 +26,7 @@ from model.item_head import ItemHead, unit_rows
 from model.recommender import Recommender
 from serving.engines.base import CACHED_LOGITS
 from serving.kv_cache import Ints, UserEvents, joined
+from serving.user_series import PlacedSeries
 
 Embedded = tuple[Tensor, Tokens]
 """Vectors [L, D] and what biases ask of them, as `model.incremental.Incremental` takes them."""
@@ -39,16 +41,21 @@ class TokenMaker(Protocol):
     Attributes:
         appends: whether a candidate is scored by its own state behind the history (ranking), or all of a user's by the
             newest state of the history (retrieval).
+        series: rows of the values of slow series, where the model reads any.
     """
 
     appends: bool
+    series: SeriesRows | None
 
-    def history(self, users: Sequence[UserEvents], next_times_B: Ints) -> Embedded:
+    def history(
+        self, users: Sequence[UserEvents], next_times_B: Ints, placed: Sequence[PlacedSeries] | None = None
+    ) -> Embedded:
         """The tokens of runs of events.
 
         Args:
             users: of each user a run, in which an event's follower is the next; any may be empty.
             next_times_B: seconds, when what follows each run happens.
+            placed: of each user what enters the run of slow series, nothing where it is empty; None: nothing at all.
         """
         ...
 
@@ -79,6 +86,7 @@ class RetrievalTokens:
     """
 
     appends = False
+    series: SeriesRows | None = None
 
     def __init__(self, model: Recommender, features: ItemFeatures) -> None:
         """Prepares the items' records; the vectors of all items wait until they are asked for."""
@@ -89,8 +97,11 @@ class RetrievalTokens:
         self._device = next(model.tower.parameters()).device
         self._unit_ND: Tensor | None = None
 
-    def history(self, users: Sequence[UserEvents], next_times_B: Ints) -> Embedded:
+    def history(
+        self, users: Sequence[UserEvents], next_times_B: Ints, placed: Sequence[PlacedSeries] | None = None
+    ) -> Embedded:
         """See `TokenMaker.history`."""
+        assert placed is None, "a retrieval model reads no series"
         return embed(self._model, self._batch(users, next_times_B))
 
     def candidates(self, users: Sequence[UserEvents]) -> Embedded:

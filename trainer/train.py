@@ -25,12 +25,12 @@ from data.batches import ItemFeatures
 from data.event_store import EventStore
 from data.loader import Loader, item_features
 from data.negatives import NegativeSampler
-from data.ranking.actions import num_actions
 from data.ranking.moments import label_moments
-from data.schema import PLAYED_RATIO, TIMESTAMP
+from data.schema import TIMESTAMP
 from data.sequences import make_plan
 from data.split import Split
 from data.stochastic_length import attention_sparsity, sparsity
+from data.store_columns import event_type_rows
 from evaluation.engines import exact_engine, list_length
 from evaluation.ranking.streaming import PredictFirst
 from evaluation.ranking.validation import RankingValidation
@@ -131,10 +131,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def vocabulary_of(config: TrainConfig, store: EventStore, codes: CodeTable) -> Vocabulary:
-    """Sizes of the tables; a model that predicts actions reads actions where others read event types."""
-    output, event_types = config.model.output, len(store.event_types)
-    if output.kind == "actions":
-        event_types = num_actions(event_types, output.actions.played_buckets, has_played=store.has_column(PLAYED_RATIO))
+    """Sizes of the tables; a model that predicts actions reads actions, and series, where others read event types."""
+    output = config.model.output
+    event_types = event_type_rows(store, output.actions if output.kind == "actions" else None)
     return Vocabulary(codes.num_levels, codes.codes_per_level, store.num_artists, event_types, store.num_items)
 
 
@@ -238,7 +237,7 @@ def describe_checkpoints(
         config_fingerprint=fingerprint_of(course(config)),
         model=to_plain(config.model),
         vocabulary=dataclasses.asdict(vocabulary),
-        meanings=meanings(store, codes, items=config.model.items.kind == "vocabulary"),
+        meanings=meanings(store, codes, items=config.model.items.kind == "vocabulary", series=config.model.series > 0),
     )
 
 

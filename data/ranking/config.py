@@ -35,6 +35,12 @@ class ActionsConfig:
         "buckets of the played ratio that an action tells apart, of equal width up to 100%; 0 leaves it out",
         minimum=0,
     )
+    series: int = option(
+        0,
+        "the most tokens of slow series (demographics, preferred artist) that a window has beside those of its events; "
+        "0 leaves series out",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""

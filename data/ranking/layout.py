@@ -11,7 +11,11 @@ with it, and c a candidate, an item whose own action is hidden and which no othe
 Under the mask of `model/mask.py` a token at which an action is asked for sees all of its user's actions before, and
 none from its own on.
 
-B windows · W windows of an epoch · m events of the sequences · l tokens.
+Entries of slow series are tokens between these, each in front of all tokens of the event that it precedes; they are
+history like any other, ask for nothing, and are no candidates. With form=interactions en has no tokens: what precedes
+it would stand behind the last token and be seen by none (`data.ranking.series_tokens` leaves it out).
+
+B windows · W windows of an epoch · m events of the sequences · l tokens · s entries of series.
 """
 
 from __future__ import annotations
@@ -32,10 +36,11 @@ class Layout:
 
     Attributes:
         offsets_B: int64 [B + 1], the windows' ranges.
-        event_l: int64, the event of the sequences that a token is of.
+        event_l: int64, the event of the sequences that a token is of; of an entry of a series, that it precedes.
         shows_item_l, shows_action_l: bool, what of it the token shows.
         asked_l: int64, the event whose action is asked for; NOTHING where none is.
         alone_l: bool, which tokens are candidates; None where the form has none.
+        entry_l: int64, which entry of a series a token is; NOTHING of others. None where there are none.
     """
 
     offsets_B: np.ndarray
@@ -44,6 +49,7 @@ class Layout:
     shows_action_l: np.ndarray
     asked_l: np.ndarray
     alone_l: np.ndarray | None
+    entry_l: np.ndarray | None = None
 
     @property
     def next_event_l(self) -> np.ndarray:
@@ -83,3 +89,28 @@ def lay_out(form: str, tokens: Tokens) -> Layout:
     if form == INTERLEAVED:
         return Layout(offsets_B, event_l, hides_l, ~hides_l, asked_l, None)
     return Layout(offsets_B, event_l, np.ones_like(hides_l), ~hides_l, asked_l, hides_l)
+
+
+def insert_series(layout: Layout, window_s: np.ndarray, event_s: np.ndarray) -> Layout:
+    """The same tokens with entries of series between them.
+
+    Args:
+        window_s: int64, which window an entry enters, ascending.
+        event_s: int64, the event of the sequences in front of which it stands, ascending; of one event as they come.
+    """
+    at_s = np.searchsorted(layout.event_l, event_s)
+    added_B = np.bincount(window_s, minlength=len(layout.offsets_B) - 1)
+
+    def inserted(values_l: np.ndarray, value: int | np.ndarray) -> np.ndarray:
+        longer_l: np.ndarray = np.insert(values_l, at_s, value)
+        return longer_l
+
+    return Layout(
+        layout.offsets_B + np.concatenate([[0], np.cumsum(added_B)]),
+        inserted(layout.event_l, event_s),
+        inserted(layout.shows_item_l, False),
+        inserted(layout.shows_action_l, False),
+        inserted(layout.asked_l, NOTHING),
+        None if layout.alone_l is None else inserted(layout.alone_l, False),
+        inserted(np.full(len(layout.event_l), NOTHING), np.arange(len(at_s))),
+    )

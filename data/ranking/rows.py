@@ -1,12 +1,15 @@
 """What tokens of items and actions share: each item, each action and each pair of the two once.
 
-As in `data.distinct`, but a token may lack either: an item whose action is hidden, an action that stands alone.
+As in `data.distinct`, but a token may lack either: an item whose action is hidden, an action that stands alone, or a
+value of a slow series, which is numbered behind the actions and may be an artist.
 
-r tokens, and candidates that are none · d distinct items · k distinct actions · p distinct pairs · P rows.
+r tokens, and candidates that are none · d distinct items · k distinct actions · p distinct pairs · a single artists ·
+P rows.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +71,29 @@ def plain_rows(items_r: np.ndarray, actions_r: np.ndarray, row_of_r: np.ndarray,
     (items_d, item_rows_P), (actions_k, action_rows_P) = own(items_r), own(actions_r)
     rows = Rows(items_d, actions_k, torch.from_numpy(item_rows_P), action_rows_P)
     return PlacedRows(rows, row_of_r)
+
+
+def with_artists(placed: PlacedRows, artist_k: np.ndarray, *, distinct: bool) -> PlacedRows:
+    """The same rows, of which those are also of an artist whose action says so.
+
+    Args:
+        artist_k: int64, the dense artist that each of the rows' `event_types_k` is; NONE where it is none.
+        distinct: whether each artist is there once, or once a row that has it.
+    """
+    rows = placed.rows
+    artist_p = np.append(artist_k, NONE)[rows.event_type_of_p]
+    given = np.flatnonzero(artist_p != NONE)
+    if not len(given):
+        return placed
+    artists_a, place = artist_p[given], np.arange(len(given))
+    if distinct:
+        artists_a, place = np.unique(artists_a, return_inverse=True)
+    items, artist_rows_P = len(rows.items_d), rows.item_rows_P.numpy().copy()
+    assert (artist_rows_P[given] == items).all(), "a value of a series has no item"
+    artist_rows_P[artist_rows_P == items] = items + len(artists_a)
+    artist_rows_P[given] = items + place
+    rows = dataclasses.replace(rows, artists_a=artists_a, artist_rows_P=torch.from_numpy(artist_rows_P))
+    return PlacedRows(rows, placed.row_of_r)
 
 
 def _places(numbers_r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

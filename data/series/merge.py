@@ -7,9 +7,8 @@ A window is some events of one user in order of time; in ranking the last is the
                  is not before the entry's own
 
 A preferred artist known from second t on is made of events before t alone, so that no event has one in front of it that
-knows the event itself or later ones. Of more entries than `limit` those are kept which are the newest of their series
-in the window, then those which are the second newest of theirs, and so on; of equals the later ones: a series that
-changes often loses its older entries before another loses its only one.
+knows the event itself or later ones. Of more entries than `limit` the first are kept: which of them stay must not
+depend on later ones, or a missing entry would tell a candidate in the middle of a window that changes follow.
 
 Shapes: W windows · n events of the windows, one window after another · S entries of the store · s entries that enter.
 """
@@ -96,14 +95,13 @@ class SeriesMerger:
         window_s = np.repeat(np.arange(len(user_W)), end_W - low_W)
         place_s = positions_of(low_W, end_W - low_W)
         value_s = self._series.values[place_s].astype(np.int64)
-        newer_s = _newer_of_series(window_s, self._series.series_V[value_s])
         # Of what lies before the first event, only what nothing replaces before it.
         early_s = place_s < middle_W[window_s]
         newer_early = _newer_of_series(window_s[early_s], self._series.series_V[value_s[early_s]])
         enters_s = ~early_s
         enters_s[early_s] = newer_early == 0
         chosen = np.flatnonzero(enters_s)
-        chosen = chosen[_within_limit(window_s[chosen], newer_s[chosen], self._limit)]
+        chosen = chosen[_place_in_window(window_s[chosen]) < self._limit]
         time_s = self._series.timestamps[place_s[chosen]].astype(np.int64)
         window_s = window_s[chosen]
         starts = offsets[:-1][window_s].astype(np.int64)
@@ -162,12 +160,8 @@ def _newer_of_series(window_s: np.ndarray, series_s: np.ndarray) -> np.ndarray:
     return newer_s
 
 
-def _within_limit(window_s: np.ndarray, newer_s: np.ndarray, limit: int) -> np.ndarray:
-    """Places of the entries that stay, ascending."""
+def _place_in_window(window_s: np.ndarray) -> np.ndarray:
+    """How many entries stand before each in its window, int64 [s]."""
     lengths = np.bincount(window_s) if len(window_s) else np.zeros(0, dtype=np.int64)
-    if not (lengths > limit).any():
-        return np.arange(len(window_s))
-    order = np.lexsort((-np.arange(len(window_s)), newer_s, window_s))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    kept: np.ndarray = np.sort(order[rank < limit])
-    return kept
+    places_s: np.ndarray = np.arange(len(window_s)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return places_s

@@ -143,12 +143,12 @@ class UserSums:
 def resampled(sums: UserSums, samples: int, seed: int) -> npt.NDArray[np.float64]:
     """Figures [S, M] of resampled audiences; which ones they are is a function of the seed and the number of users."""
     figures_SM = np.empty((samples, sums.tops_UM.shape[1]))
-    for first, counts_sU in _drawn(sums.num_users, samples, seed):
+    for first, counts_sU in drawn(sums.num_users, samples, seed):
         figures_SM[first : first + len(counts_sU)] = sums.figures(counts_sU)
     return figures_SM
 
 
-def _drawn(num_users: int, samples: int, seed: int) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
+def drawn(num_users: int, samples: int, seed: int) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
     """How often each user is drawn, as matrices, so that every resampled sum is a product of two; blocks by blocks."""
     generator = np.random.default_rng(derive_seed(seed, "bootstrap over users"))
     block = max(1, _MAX_COUNTS // num_users)

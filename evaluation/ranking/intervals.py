@@ -15,7 +15,7 @@ import numpy as np
 
 from data.ranking.tasks import BINARY, Task
 from evaluation.metrics.calibration import Calibration, calibration
-from evaluation.metrics.intervals import RESAMPLES, Figure, _drawn, percentiles
+from evaluation.metrics.intervals import RESAMPLES, Figure, drawn, percentiles
 from evaluation.ranking.metrics import Table, TaskSums, asked_of, sums_of, values_of
 from evaluation.results import Floats, Ints
 
@@ -93,7 +93,7 @@ def with_intervals(values: Mapping[str, float], samples: Mapping[str, Floats]) -
 def resampled(sums: Mapping[str, TaskSums], num_users: int, samples: int, seed: int) -> dict[str, dict[str, Floats]]:
     """Figures [S] of resampled audiences, the same ones for all the sums, under their keys and figures' names."""
     blocks: dict[str, list[dict[str, Floats]]] = {key: [] for key in sums}
-    for _, counts_sU in _drawn(num_users, samples, seed):
+    for _, counts_sU in drawn(num_users, samples, seed):
         for key, one in sums.items():
             blocks[key].append(one.figures(counts_sU))
     return {key: {name: np.concatenate([block[name] for block in of]) for name in of[0]} for key, of in blocks.items()}

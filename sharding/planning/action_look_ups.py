@@ -9,6 +9,8 @@ be done with any item, so pairs of the two are as many as there can be.
     merged          every token: inputs, candidates             every other token: the inputs
     interactions    every token, and a row beside it            every token
 
+Of slow series each window is taken to have as many tokens as it may have at most; their values are among the actions.
+
 Shapes: P rows · C code levels.
 """
 
@@ -54,18 +56,20 @@ def action_look_ups(
 
     Args:
         mean_history: events of a window that are read.
-        actions: how many there are.
+        actions: how many there are, values of series included.
         distinct_items: how many items so many draws find.
     """
     form, windows = cfg.form, math.ceil(tokens / cfg.window_tokens(mean_history))
+    series = min(windows * cfg.series, tokens)
+    of_events = tokens - series
     if form == INTERLEAVED:
-        shown = math.ceil((tokens + windows) / 2)
+        shown = min(math.ceil((of_events + windows) / 2), of_events)
         done, items = tokens - shown, distinct_items(shown)
         return ActionLookUps(items, 0, items + min(actions, done), shown, done, tokens)
-    inputs = math.ceil(tokens / 2) if form == MERGED else tokens
+    inputs = math.ceil(of_events / 2) if form == MERGED else of_events
     items = distinct_items(inputs + windows)
-    pairs = min(inputs, items * actions)
+    pairs, alone = min(inputs, items * actions), items + min(actions, series)
     if form == MERGED:
-        return ActionLookUps(items, pairs, items, tokens, inputs, tokens)
+        return ActionLookUps(items, pairs, alone, of_events, inputs + series, tokens)
     assert form == INTERACTIONS, form
-    return ActionLookUps(items, pairs, items, 2 * tokens, tokens, 2 * tokens + 1)
+    return ActionLookUps(items, pairs, alone, 2 * of_events, tokens, 2 * tokens + 1)

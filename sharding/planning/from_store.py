@@ -8,9 +8,9 @@ import numpy as np
 
 from data.event_store import EventStore
 from data.loader import Loader, item_features
-from data.ranking.actions import num_actions
-from data.schema import PLAYED_RATIO, TIMESTAMP
+from data.schema import TIMESTAMP
 from data.sequences import make_plan
+from data.store_columns import event_type_rows
 from semantic_ids.codes.code_table import CodeTable
 from sharding.planning.config import PlanConfig
 from sharding.planning.workload import DataSizes
@@ -22,7 +22,7 @@ def sizes_of_store(config: PlanConfig) -> DataSizes:
     """What `PlanConfig.data` says by hand: counts from manifests, repetition from a few batches of newest windows.
 
     Raises:
-        InputError: store or codes are not whole, or do not belong together.
+        InputError: store or codes are not whole, or do not belong together, or the store lacks series.
     """
     store = EventStore.open(Path(config.store), verify=False)
     codes = CodeTable.open(Path(config.codes), store)
@@ -52,9 +52,8 @@ def sizes_of_store(config: PlanConfig) -> DataSizes:
     items = sum(batch.item_ids.values().numel() for batch in batches)
     artists = sum(batch.features.length_per_key()[batch.features.keys().index("artist_quotient")] for batch in batches)
     lengths = loader.lengths(0)
-    output, event_types = config.model.output, len(store.event_types)
-    if output.kind == "actions":
-        event_types = num_actions(event_types, output.actions.played_buckets, has_played=store.has_column(PLAYED_RATIO))
+    output = config.model.output
+    event_types = event_type_rows(store, output.actions if output.kind == "actions" else None)
     return DataSizes(
         items=store.num_items,
         artists=store.num_artists,

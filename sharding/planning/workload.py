@@ -37,7 +37,7 @@ class DataSizes:
     event_types: int = option(
         1,
         "kinds of events; with model.output.kind=actions, of actions: times the buckets of the played ratio, if there "
-        "are any, and two",
+        "are any, and two; and of values of slow series, if the model reads them",
         minimum=1,
     )
     levels: int = option(8, "code levels of an item", minimum=1)

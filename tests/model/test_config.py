@@ -139,6 +139,10 @@ def test_tokens_and_places_of_the_longest_window() -> None:
         cfg = ModelConfig(max_history=50, output=HeadsConfig(kind="actions", actions=actions))
         found[form] = cfg.max_tokens, cfg.max_places
     assert found == {"interleaved": (101, 101), "merged": (100, 51), "interactions": (50, 50)}
+    for form, (tokens, places) in found.items():
+        actions = ActionsConfig(form=form, tasks=["like: event_type is like"], series=7)
+        cfg = ModelConfig(max_history=50, output=HeadsConfig(kind="actions", actions=actions))
+        assert (cfg.max_tokens, cfg.max_places, cfg.series) == (tokens + 7, places + 7, 7)
     for kind in ("codes", "items"):
         cfg = ModelConfig(max_history=50, items=ItemTableConfig(kind="vocabulary"), output=HeadsConfig(kind=kind))
         assert (cfg.max_tokens, cfg.max_places) == (50, 50)

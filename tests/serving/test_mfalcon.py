@@ -234,9 +234,9 @@ def test_a_pool_spares_what_has_been_read(name: str, monkeypatch: pytest.MonkeyP
     read: list[int] = []
     history = falcon.tokens.history
 
-    def counted(users: Any, times: Any) -> Any:
+    def counted(users: Any, times: Any, placed: Any = None) -> Any:
         read.append(sum(map(len, users)))
-        return history(users, times)
+        return history(users, times, placed)
 
     monkeypatch.setattr(falcon.tokens, "history", counted)
     falcon.recall(pool, ["u"], [user[:8]])

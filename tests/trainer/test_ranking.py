@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from data import prepare
 from data.event_store import EventStore
+from data.series import writer
 from data.split import training_events
 from evaluation import evaluate
 from evaluation.ranking.files import PREDICTIONS, read_predictions
 from evaluation.ranking.streaming import FIGURES, FOLDER
+from semantic_ids import fit
 from tests.conftest import Prepared
 from tests.trainer.test_train import NO_DROPOUT, losses, parameters, records, train_here, train_on
+from tests.yambda_example import write_yambda_example
 
 TASKS = "['listened: played_ratio >= 50','like: event_type is like','played: played_ratio / 100']"
 RANKING = ["model.output.kind=actions", f"model.output.actions.tasks={TASKS}", "model.output.actions.hidden=8"]
@@ -72,6 +76,46 @@ def test_two_ranks_train_the_model_of_one(runs: dict[str, Path], prepared: Prepa
         torch.testing.assert_close(
             found[table], value, rtol=2e-3, atol=1e-4, msg=lambda text, table=table: f"{table}: {text}"
         )
+
+
+@pytest.fixture(scope="module")
+def with_series(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """The like of `prepared`, with the artists that users preferred, by the hour: the log has less than a day."""
+    folder = tmp_path_factory.mktemp("series")
+    raw = write_yambda_example(folder / "raw", users=60, items=160, seed=1)
+    made = Prepared(folder / "store", folder / "codes")
+    keys = ["source=yambda", f"path={raw}", "kind=multi_event", f"out={made.store}", "preferred_artist_days=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "DAY", 600)
+        assert prepare.main([*keys, "series=[preferred_artist]"]) == 0
+    assert fit.main([f"store={made.store}", f"out={made.codes}", "levels=2", "codes=16"]) == 0
+    return made
+
+
+def test_series_are_read_alike_on_one_rank_and_two_and_in_evaluation(
+    with_series: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    series = EventStore.open(with_series.store).series
+    keys = [*RANKING, *NO_DROPOUT, form("merged"), "model.output.actions.series=4", "batch.tokens=90"]
+    assert train_here(with_series, tmp_path / "one", *keys) == 0
+    train_on(2, with_series, tmp_path / "two", *keys)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    expected, found = parameters(tmp_path / "one"), parameters(tmp_path / "two")
+    for table, value in expected.items():
+        torch.testing.assert_close(
+            found[table], value, rtol=2e-3, atol=1e-4, msg=lambda text, table=table: f"{table}: {text}"
+        )
+    assert len(expected["event_type"]) == 5 * 12 + series.num_values
+    assert evaluated(tmp_path / "one")["predictions"] > 0
+    plain = [key for key in keys if "series" not in key]
+    assert train_here(with_series, tmp_path / "plain", *plain) == 0
+    assert losses(tmp_path / "plain") != losses(tmp_path / "one")
+    capfd.readouterr()
+    one_step = ["max_steps=1", "start_checkpoint=latest"]
+    assert train_here(with_series, tmp_path / "more", *keys, *one_step, f"start_from={tmp_path / 'plain'}") == 0
+    assert "begins anew" not in capfd.readouterr().err  # actions keep their rows, values come behind them
+    assert train_here(with_series, tmp_path / "fewer", *plain, *one_step, f"start_from={tmp_path / 'one'}") == 0
+    assert "table `event_type` begins anew" in capfd.readouterr().err
 
 
 def test_a_resumed_run_goes_the_way_of_the_uninterrupted_one(prepared: Prepared, tmp_path: Path) -> None:
@@ -169,6 +213,7 @@ def test_predictions_of_a_period_are_those_of_the_model_before_it(prepared: Prep
         (["batch.negatives.count=4"], "`batch.negatives` means nothing with `model.output.kind` actions"),
         (["batch.tokens=64"], "`batch.tokens` is 64, less than the 65 tokens of a window"),
         (["model.output.actions.tasks=['like: event_type is liked']"], "the store has no event type 'liked'"),
+        (["model.output.actions.series=3"], "has no slow series, but actions.series=3 asks for tokens of them"),
     ],
 )
 def test_faults(

@@ -87,15 +87,22 @@ def resume(
     return progress
 
 
-def meanings(store: EventStore, codes: CodeTable, *, items: bool = False) -> dict[str, list[Any]]:
-    """What the rows of tables stand for: [digest, number] of artists, event types, and items where there is a table of
-    them whose rows are the catalogue's; [digest] of the codebooks."""
+def meanings(store: EventStore, codes: CodeTable, *, items: bool = False, series: bool = False) -> dict[str, list[Any]]:
+    """What the rows of tables stand for: [digest, number] of artists, event types, with the values of slow series where
+    the model reads `series`, and items where there is a table of them whose rows are the catalogue's; [digest] of the
+    codebooks."""
     found = {
         "artists": _named(store.artist_ids),
-        "event_types": _named(pa.array(store.event_types)),
+        "event_types": _named(_event_types(store, series=series)),
         "codes": [hashlib.sha256(codes.codebooks_CVd.tobytes()).hexdigest()[:16]],
     }
     return found | {"items": _named(_item_ids(store))} if items else found
+
+
+def _event_types(store: EventStore, *, series: bool) -> pa.Array:
+    """Names of the event types and, where a model reads `series`, of their values."""
+    values = map(store.series.told, range(store.series.num_values)) if series else ()
+    return pa.array([*store.event_types, *values], type=pa.string())
 
 
 def _item_ids(store: EventStore) -> pa.ChunkedArray:
@@ -131,7 +138,8 @@ def warm_start(config: TrainConfig, model: DistributedModelParallel, store: Even
         if config.start_parts != "dense":
             shards = table_shards(model)
             hashed = hashed_tables(model).keys()
-            unknown = _unlike(manifest.meanings, store, sharded_tables(model).keys() - hashed)
+            own = sharded_tables(model).keys() - hashed
+            unknown = _unlike(manifest.meanings, store, own, series=config.model.series > 0)
             unknown |= dict.fromkeys(hashed, why) if (why := _hashed_otherwise(manifest, config.model.items)) else {}
             if manifest.meanings["codes"] != meanings(store, codes)["codes"]:
                 told.append("its codebooks are others: a code's row goes to the code of the same label")
@@ -146,10 +154,10 @@ def warm_start(config: TrainConfig, model: DistributedModelParallel, store: Even
     return "; ".join(told)
 
 
-def _unlike(theirs: dict[str, list[Any]], store: EventStore, own: Collection[str]) -> dict[str, str]:
+def _unlike(theirs: dict[str, list[Any]], store: EventStore, own: Collection[str], *, series: bool) -> dict[str, str]:
     """Those of our `own` tables whose rows mean something else there, and why."""
     tables = {"artists": (ARTIST_QUOTIENT, ARTIST_REMAINDER), "event_types": (EVENT_TYPE,), "items": (ITEM_TABLE,)}
-    names = {"artists": store.artist_ids, "event_types": pa.array(store.event_types)}
+    names = {"artists": store.artist_ids, "event_types": _event_types(store, series=series)}
     found: dict[str, str] = {}
     if ITEM_TABLE in own and "items" in theirs:
         names["items"] = _item_ids(store)

@@ -16,9 +16,14 @@ from data.event_store import EventStore
 from data.examples import Examples
 from data.item_records import ItemFeatures
 from data.loader import event_columns
+from data.ranking import series_tokens
+from data.ranking.actions import num_actions
 from data.ranking.batches import RankingBatchMaker
 from data.ranking.config import ActionsConfig
+from data.ranking.series_tokens import SeriesRows
 from data.ranking.tasks import Labels, parse_tasks
+from data.series.columns import SeriesColumns
+from data.series.merge import SeriesMerger
 from tests.data.helpers import CODES, token_bags, token_items
 
 PLAYED_TASKS = ["half: played_ratio >= 50", "liked: event_type is like, dislike", "share: played_ratio / 100"]
@@ -40,6 +45,7 @@ class Token:
     alone: bool = False
     candidate: int | None = None
     asked_event: int | None = None
+    value: int | None = None
 
 
 @dataclass
@@ -50,6 +56,7 @@ class World:
     features: ItemFeatures
     cfg: ActionsConfig
     num_artists: int
+    series: SeriesColumns | None = None
 
     @property
     def has_played(self) -> bool:
@@ -57,18 +64,38 @@ class World:
 
     def maker(self, distinct: bool = True) -> RankingBatchMaker:
         labels = Labels(parse_tasks(self.cfg.tasks), ("listen", "like", "dislike"), self.has_played)
-        return RankingBatchMaker(self.columns, self.features, self.cfg, labels, distinct=distinct)
+        return RankingBatchMaker(self.columns, self.features, self.cfg, labels, distinct=distinct, **self._of_series())
+
+    def _of_series(self) -> dict[str, Any]:
+        if self.series is None:
+            return {}
+        return {
+            "series": SeriesRows.of(self.series, self.num_actions),
+            "merger": SeriesMerger(self.series, self.cfg.series),
+        }
+
+    @property
+    def num_actions(self) -> int:
+        return num_actions(3, self.cfg.played_buckets, self.has_played)
 
 
-def world_of(store: EventStore, features: ItemFeatures, form: str, played_buckets: int, seed: int) -> World:
+def world_of(
+    store: EventStore,
+    features: ItemFeatures,
+    form: str,
+    played_buckets: int,
+    seed: int,
+    series: SeriesColumns | None = None,
+    limit: int = 0,
+) -> World:
     """A store with played ratios of every kind, where it has any."""
     columns = event_columns(store)
     if columns.played is not None:
         ratios = np.array([0, 1, 33, 34, 49, 50, 99, 100, 101, 400, schema.MISSING_PLAYED_RATIO], dtype=np.uint16)
         columns = dataclasses.replace(columns, played=np.random.default_rng(seed).choice(ratios, len(columns.items)))
     tasks = PLAYED_TASKS if columns.played is not None else TYPE_TASKS
-    cfg = ActionsConfig(form=form, tasks=list(tasks), played_buckets=played_buckets)
-    return World(columns, features, cfg, store.num_artists)
+    cfg = ActionsConfig(form=form, tasks=list(tasks), played_buckets=played_buckets, series=limit)
+    return World(columns, features, cfg, store.num_artists, series)
 
 
 def played_of(columns: EventColumns, event: int) -> int | None:
@@ -112,6 +139,34 @@ def sequence_of(examples: Examples, window: int) -> tuple[list[int], set[int]]:
     return [*kept, last], asked | {last}
 
 
+def entries_of(world: World, examples: Examples, window: int) -> list[list[tuple[int, int]]]:
+    """(time, value) of what stands in front of each event of a window's sequence, key times included."""
+    events, _ = sequence_of(examples, window)
+    series, windows, times = world.series, examples.windows, world.columns.timestamps
+    placed: list[list[tuple[int, int]]] = [[] for _ in events]
+    if series is None:
+        return placed
+    user = int(windows.user[window])
+    at = range(series.offsets[user], series.offsets[user + 1])
+    entries = [(int(series.timestamps[place]), int(series.values[place])) for place in at]
+    begin = int(world.columns.offsets[user])
+    first, last = int(times[begin + windows.start[window]]), int(times[events[-1]])
+    if windows.are_requests or world.cfg.form == "interactions":
+        last = int(times[begin + windows.stop[window] - 1])
+    carried = {int(series.series_V[value]): (time, value) for time, value in entries if time <= first}
+    entering = [entry for entry in entries if entry in carried.values() or first < entry[0] <= last]
+    while len(entering) > world.cfg.series:
+        newer = [
+            sum(series.series_V[other[1]] == series.series_V[entry[1]] for other in entering[place + 1 :])
+            for place, entry in enumerate(entering)
+        ]
+        entering.pop(newer.index(max(newer)))  # the oldest of those that most replace
+    for time, value in entering:
+        place = next(place for place, event in enumerate(events) if times[event] >= time)
+        placed[place].append((max(time, first - series_tokens.OLDEST), value))
+    return placed
+
+
 def reference_tokens(world: World, examples: Examples, window: int) -> list[Token]:
     """The tokens of one window."""
     columns = world.columns
@@ -131,8 +186,10 @@ def reference_tokens(world: World, examples: Examples, window: int) -> list[Toke
         return {"target": int(columns.items[event]), "labels": labels_of(world, event), "asked_event": event}
 
     tokens = []
+    placed = entries_of(world, examples, window)
     for place, event in enumerate(events):
         time = int(columns.timestamps[event])
+        tokens += [Token(time=known, request_time=time, value=value) for known, value in placed[place]]
         following = events[place + 1] if place + 1 < len(events) else None
         done = {} if following is None else {"action": action_of(world, event)}
         later = {} if following is None else {"request_time": int(columns.timestamps[following])}
@@ -169,6 +226,11 @@ def bags_of_item(world: World, item: int | None) -> list[list[int]]:
 
 def bags_of(world: World, token: Token) -> list[list[int]]:
     """Of the four features."""
+    if token.value is not None:
+        assert world.series is not None
+        artist, remainders = int(world.series.artists_V[token.value]), world.features.qr_remainders
+        of_artist = [[artist // remainders], [artist % remainders]] if artist >= 0 else [[], []]
+        return [[], *of_artist, [world.num_actions + token.value]]
     return [*bags_of_item(world, token.item), [] if token.action is None else [token.action]]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from data.examples import Examples
 from data.loader import event_columns
 from data.ranking.config import FORMS
 from data.sequences import Windows, request_windows, training_windows
+from data.series.columns import SeriesColumns
 from data.stochastic_length import SELECTIONS, StochasticLength
 from model.mask import Mask
 from tests.data.helpers import MemorySource, bags, examples_of, features_of, make_store, sources
@@ -32,6 +34,8 @@ from tests.data.ranking.reference import (
     reference_tokens,
     world_of,
 )
+
+SERIES_V = [0, 0, 1, 1, 2, 2]
 
 
 @dataclasses.dataclass
@@ -82,9 +86,37 @@ def cases(draw: st.DrawFn, store_of: Any) -> Case:
             changes["kept_W"] = np.minimum(windows.lengths, draw(st.integers(1, 3)))
     features = dataclasses.replace(features_of(store, source.seed), qr_remainders=draw(st.integers(1, 3)))
     form = draw(st.sampled_from(FORMS))
-    world = world_of(store, features, form, draw(st.sampled_from([0, 1, 3, 10])), source.seed)
+    series = draw(drawn_series(len(source.lengths_U), store.num_artists)) if draw(st.booleans()) else None
+    limit = 0 if series is None else draw(st.integers(1, 4) | st.just(100))
+    world = world_of(store, features, form, draw(st.sampled_from([0, 1, 3, 10])), source.seed, series, limit)
     order = draw(st.permutations(range(len(windows))))
     return case_of(world, examples_of(store, windows, **changes), order[: draw(st.integers(0, len(order)))])
+
+
+@st.composite
+def drawn_series(draw: st.DrawFn, users: int, num_artists: int) -> SeriesColumns:
+    """Three series; values of the second, and some of the third, are artists, where there are any."""
+    artists = st.integers(0, num_artists - 1) if num_artists else st.just(-1)
+    artists_V = [-1, -1, *(draw(artists) for _ in range(3)), -1]
+    entry = st.tuples(st.integers(0, 55), st.integers(0, 5))
+    entries = []
+    for _ in range(users):
+        by_place = {(time, SERIES_V[value]): (time, value) for time, value in draw(st.lists(entry, max_size=8))}
+        entries.append([by_place[place] for place in sorted(by_place)])
+    return series_columns(entries, artists_V)
+
+
+def series_columns(users: list[list[tuple[int, int]]], artists_V: list[int]) -> SeriesColumns:
+    flat = np.array([entry for user in users for entry in user], dtype=np.uint32).reshape(-1, 2)
+    return SeriesColumns(
+        offsets=np.cumsum([0, *map(len, users)]),
+        timestamps=flat[:, 0],
+        values=flat[:, 1],
+        names=("a", "b", "c"),
+        series_V=np.array(SERIES_V),
+        artists_V=np.array(artists_V),
+        texts=pa.array([str(value) for value in range(len(SERIES_V))]),
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -104,23 +136,27 @@ def test_batches_are_those_of_the_reference(data: st.DataObject, padding: int) -
             assert batch.window_index_B.tolist() == case.chosen.tolist()
             assert (batch.loss_weight.dtype, batch.loss_weight.tolist()) == (torch.float32, 0.25)
             if distinct:
-                check_nothing_is_there_twice(batch, case.tokens)
+                check_nothing_is_there_twice(world, batch, case.tokens)
             else:
                 assert batch.features.stride() == (2 * budget + 1 if world.cfg.form == "interactions" else budget)
                 assert batch.features.inverse_indices_or_none() is None
 
 
-def check_nothing_is_there_twice(batch: Batch, tokens: list[Token]) -> None:
-    """One bag an item, one an action, one row a pair; padding has the last."""
+def check_nothing_is_there_twice(world: World, batch: Batch, tokens: list[Token]) -> None:
+    """One bag an item, an artist that stands alone, an action or value; one row a pair; padding has the last."""
     candidates = [Token(item=token.candidate) for token in tokens if token.candidate is not None]
-    pairs = {(token.item, token.action) for token in tokens + candidates}
+    values = {token.value for token in tokens} - {None}
+    pairs: set[Any] = {(token.item, token.action) for token in tokens + candidates if token.value is None}
     items = {item for item, _ in pairs} - {None}
     actions = {action for _, action in pairs} - {None}
-    assert sorted(batch.item_ids.values().tolist()) == sorted(items)  # type: ignore[type-var]
-    assert [len(bags(batch.features, key)) for key in FEATURE_KEYS] == [len(items) + 1] * 3 + [len(actions) + 1]
+    artists: set[int] = set() if world.series is None else set(world.series.artists_V[list(values)].tolist()) - {-1}  # type: ignore[index]
+    pairs |= values
+    assert sorted(batch.item_ids.values().tolist()) == sorted(items)
+    sets, done = len(items) + len(artists), len(actions) + len(values)
+    assert [len(bags(batch.features, key)) for key in FEATURE_KEYS] == [len(items) + 1, sets + 1, sets + 1, done + 1]
     _, inverse_FP = batch.features.inverse_indices()
     assert inverse_FP.shape[1] == len(batch.item_rows_P) == len(pairs) + 1
-    assert inverse_FP[:, -1].tolist() == [len(items)] * 3 + [len(actions)]
+    assert inverse_FP[:, -1].tolist() == [len(items), sets, sets, done]
     assert len(set(map(tuple, inverse_FP.T.tolist()))) == len(pairs) + 1
 
 
@@ -172,6 +208,8 @@ def test_no_clock_that_a_prediction_sees_is_later_than_its_event(data: st.DataOb
         case = data.draw(cases(lambda source: make_store(Path(folder), source)))
         batch = case.batch()
         mask, places = Mask(batch.offsets, batch.alone_L), torch.arange(len(batch.timestamps_L))
+        for begin, end in itertools.pairwise(case.offsets):
+            assert (batch.timestamps_L[begin:end].diff() >= 0).all()  # the fast path of attention relies on it
         for place, token in enumerate(case.tokens):
             if token.asked_event is None:
                 continue

@@ -99,7 +99,18 @@ def test_each_event_is_asked_for_once_an_epoch_within_the_budget(
             budget = loaders[0].steps_per_epoch(epoch) * 6 * tokens
             assert used == loaders[0].real_tokens(epoch)
             assert loaders[0].padding_share(epoch) == pytest.approx(1 - used / budget if budget else 0.0)
-        assert seen == training_targets(small)
+        wanted = training_targets(small)
+        if ties:  # which event of a user's first second comes first, and is not asked for, is drawn
+            first_U = times[small.offsets[:-1]].tolist()
+            seen, wanted = (without_items_at(found, first_U) for found in (seen, wanted))
+        assert seen == wanted
+
+
+def without_items_at(found: Counter[tuple[int, int, int]], time_U: list[int]) -> Counter[tuple[int, int, int]]:
+    plain: Counter[tuple[int, int, int]] = Counter()
+    for (user, time, item), count in found.items():
+        plain[user, time, -1 if time == time_U[user] else item] += count
+    return plain
 
 
 @pytest.mark.parametrize("form", FORMS)

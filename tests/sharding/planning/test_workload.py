@@ -16,6 +16,7 @@ from data.negatives import NegativesConfig
 from data.ranking.config import FORMS, ActionsConfig
 from model.config import AttentionConfig, BiasConfig, HeadsConfig, ItemTableConfig, ModelConfig, Vocabulary
 from model.item_head import sampled_softmax
+from sharding.planning.action_look_ups import action_look_ups
 from sharding.planning.dense_part import _peak, count_tower
 from sharding.planning.memory_watch import MemoryWatch
 from sharding.planning.workload import (
@@ -216,9 +217,9 @@ def test_a_model_without_heads_has_none_to_measure() -> None:
 # ── an output of actions ─────────────────────────────────────────────────────────────────────────────────
 
 
-def actions(form: str, **changes: Any) -> ModelConfig:
+def actions(form: str, series: int = 0, **changes: Any) -> ModelConfig:
     tasks = ["like: event_type is like", "played: played_ratio / 100"]
-    output = HeadsConfig(kind="actions", actions=ActionsConfig(form=form, tasks=tasks, hidden=24))
+    output = HeadsConfig(kind="actions", actions=ActionsConfig(form=form, tasks=tasks, hidden=24, series=series))
     return ModelConfig(**{"width": 8, "qr_remainders": 8, "max_history": 20, "output": output, **changes})
 
 
@@ -273,6 +274,17 @@ def test_look_ups_of_items_and_actions_by_hand(form: str) -> None:
     assert [(use.bags, use.ids) for use in plain.tables] == [
         (bags, ids) for _, _, bags, ids in map(counted.get, counted)
     ]
+
+
+@pytest.mark.parametrize(
+    ("form", "items", "shown", "done"),
+    # 520 tokens in 20, 21 and 35 windows of 26, 25 and 15; of each window 5 are values of series
+    [("interleaved", 55, 220, 300), ("merged", 58, 415, 208 + 105), ("interactions", 95, 690, 520)],
+)
+def test_tokens_of_series_look_up_no_item(form: str, items: int, shown: int, done: int) -> None:
+    asked = action_look_ups(actions(form, series=5), 520, 10, 40, lambda draws: math.ceil(draws / 4))
+    assert (asked.items, asked.shown, asked.done) == (items, shown, done)
+    assert asked.alone == items + 40
 
 
 def made_up_users(windows: int, inputs: int) -> list[list[tuple[int, int]]]:

@@ -1,0 +1,186 @@
+"""A user's slow series beside the events, and where they stand in a window that is read event by event.
+
+Which entries a window has, and where, depends on what comes later alone where there are more than it may have: then
+older ones make room. So what stands in front of events that were read is remembered, and compared with what now should.
+
+Shapes: s entries of a user · k events of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from common.errors import InputError
+from data.ranking.series_tokens import SeriesRows, aged
+from data.series.columns import SeriesColumns
+from data.series.merge import MergedSeries, SeriesMerger
+
+Ints = npt.NDArray[np.int64]
+
+
+def _whole_numbers(values: npt.ArrayLike, name: str) -> Ints:
+    found = np.asarray(values)
+    if found.dtype.kind not in "iub" and found.size:
+        raise InputError(f"series: `{name}` are of type {found.dtype}: give whole numbers")
+    return found.astype(np.int64).reshape(-1)
+
+
+@dataclass(frozen=True)
+class UserSeries:
+    """Values that one user's series took, as an event store has them (data/schema.py): changes alone, oldest first.
+
+    Attributes:
+        values: int64 [s], numbers of values.
+        timestamps: int64 [s], seconds, ascending: from when on each holds.
+    """
+
+    values: Ints
+    timestamps: Ints
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike, timestamps: npt.ArrayLike) -> UserSeries:
+        """From whatever makes arrays of whole numbers.
+
+        Raises:
+            InputError: other lengths, numbers that are not whole, or entries not in the order of time.
+        """
+        own, times = _whole_numbers(values, "values"), _whole_numbers(timestamps, "timestamps")
+        if len(own) != len(times):
+            raise InputError(f"series: {len(own)} values and {len(times)} timestamps: give a timestamp for each value")
+        backwards = np.flatnonzero(np.diff(times) < 0)
+        if len(backwards):
+            at = int(backwards[0])
+            raise InputError(
+                f"series: entry {at + 1} is at {times[at + 1]} s, before entry {at} at {times[at]} s: entries must be "
+                f"in the order of time; sort them, oldest first"
+            )
+        order = np.lexsort((own, times))  # of one instant by series, as values are numbered
+        return cls(own[order], times[order])
+
+    @classmethod
+    def none(cls) -> UserSeries:
+        """Of a user of whom nothing is told."""
+        return cls.of([], [])
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, part: slice) -> UserSeries:
+        return UserSeries(self.values[part], self.timestamps[part])
+
+    def __add__(self, later: UserSeries) -> UserSeries:
+        return UserSeries.of(
+            np.concatenate([self.values, later.values]), np.concatenate([self.timestamps, later.timestamps])
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Of both columns."""
+        return self.values.nbytes + self.timestamps.nbytes
+
+    def begins_with(self, earlier: UserSeries) -> bool:
+        """Whether the first of these entries are those."""
+        first = self[: len(earlier)]
+        return np.array_equal(first.values, earlier.values) and np.array_equal(first.timestamps, earlier.timestamps)
+
+
+@dataclass(frozen=True)
+class PlacedSeries:
+    """The entries of a user that enter a run of events; all int64 [s].
+
+    Attributes:
+        values: numbers of values.
+        key_times: seconds that their tokens have.
+        before: event of the run in front of which each stands, ascending; the run's length: behind its last.
+    """
+
+    values: Ints
+    key_times: Ints
+    before: Ints
+
+    @classmethod
+    def none(cls) -> PlacedSeries:
+        """No entries."""
+        nothing = np.zeros(0, dtype=np.int64)
+        return cls(nothing, nothing, nothing)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def between(self, start: int, stop: int) -> PlacedSeries:
+        """What stands in front of the events start … stop-1, counted from `start` on."""
+        inside = (self.before >= start) & (self.before < stop)
+        return PlacedSeries(self.values[inside], self.key_times[inside], self.before[inside] - start)
+
+    def same(self, other: PlacedSeries) -> bool:
+        """Whether these are those, in the same places."""
+        pairs = ((self.values, other.values), (self.key_times, other.key_times), (self.before, other.before))
+        return all(np.array_equal(one, two) for one, two in pairs)
+
+
+def place(
+    series: UserSeries, times_k: Ints, next_time: int, rows: SeriesRows, limit: int, *, up_to_next: bool
+) -> PlacedSeries:
+    """What enters a window of events and what follows them, as in training.
+
+    Args:
+        times_k: seconds of the window's events; of none, nothing enters.
+        next_time: when what follows them happens.
+        limit: the most entries.
+        up_to_next: whether what is known after the newest event enters, to stand in front of what follows.
+    """
+    if not len(series) or not len(times_k):
+        return PlacedSeries.none()
+    columns = SeriesColumns(
+        offsets=np.array([0, len(series)]),
+        timestamps=series.timestamps,
+        values=series.values,
+        names=tuple(map(str, range(int(rows.series_V.max()) + 1))),
+        series_V=rows.series_V,
+        artists_V=rows.artists_V,
+        texts=pa.array([], type=pa.string()),
+    )
+    user_W, sequence = np.zeros(1, dtype=np.int64), np.append(times_k, next_time)
+    until_W = None if up_to_next else times_k[-1:]
+    found = SeriesMerger(columns, limit).merge(user_W, sequence, np.array([0, len(sequence)]), until_W)
+    return PlacedSeries(found.value, aged(found.time, times_k[:1][found.window]), found.before)
+
+
+def as_merged(runs: list[PlacedSeries]) -> MergedSeries:
+    """Those of several runs, each of which is a window."""
+    nothing = np.zeros(0, dtype=np.int64)
+    return MergedSeries(
+        np.concatenate([nothing, *(run.values for run in runs)]),
+        np.concatenate([nothing, *(run.key_times for run in runs)]),
+        np.repeat(np.arange(len(runs)), [len(run) for run in runs]),
+        np.concatenate([nothing, *(run.before for run in runs)]),
+    )
+
+
+def check_series(rows: SeriesRows | None, known: Sequence[UserSeries], news: Sequence[UserSeries]) -> None:
+    """See that new entries of some users can follow those that are known.
+
+    Raises:
+        InputError: an entry is earlier than a known one, a value is none of the model's; with every fault found.
+    """
+    faults, limit = [], 0 if rows is None else len(rows.series_V)
+    for row, (own, more) in enumerate(zip(known, news, strict=True)):
+        outside = np.flatnonzero((more.values < 0) | (more.values >= limit))
+        if len(outside):
+            faults.append(
+                f"series of user {row} of the batch: value {more.values[outside[0]]} is none of the {limit} that the "
+                f"model knows; leave it out, or load the model of a newer store"
+            )
+        if len(own) and len(more) and more.timestamps[0] < own.timestamps[-1]:
+            faults.append(
+                f"series of user {row} of the batch: the first new entry is at {more.timestamps[0]} s, before the "
+                f"newest known one at {own.timestamps[-1]} s: give entries in the order of time, or prepare the "
+                f"history anew"
+            )
+    if faults:
+        raise InputError(*faults)
