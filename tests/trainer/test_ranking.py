@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from evaluation.ranking.files import PREDICTIONS, read_predictions
 from evaluation.ranking.streaming import FIGURES, FOLDER
 from semantic_ids import fit
 from tests.conftest import Prepared
+from tests.evaluation.test_evaluate import evaluate_here
+from tests.ranks import run_on_ranks
 from tests.trainer.test_train import NO_DROPOUT, losses, parameters, records, train_here, train_on
 from tests.yambda_example import write_yambda_example
 
@@ -163,6 +166,17 @@ def test_runs_are_compared_event_by_event(runs: dict[str, Path], capfd: pytest.C
     assert all(one["difference"] == one["low"] == one["high"] == 0 for one in itself["differences"])
     assert evaluate.main([f"run={runs['merged']}", "events=validation", f"against={runs['interleaved']}"]) == 2
     assert "predictions-validation.parquet: no such file" in capfd.readouterr().err
+
+
+def test_two_ranks_write_what_one_writes(runs: dict[str, Path], tmp_path: Path) -> None:
+    """To the last digit where tables are whole; of sharded ones, sums may be rounded otherwise."""
+    keys = ["bootstrap=20", "tokens=100"]
+    spread = shutil.copytree(runs["merged"], tmp_path / "spread")
+    alone = evaluated(runs["merged"], *keys)
+    assert run_on_ranks(2, evaluate_here, [f"run={spread}", *keys]) == [0, 0]
+    assert json.loads((spread / "metrics.json").read_text()) == alone
+    assert run_on_ranks(2, evaluate_here, [f"run={spread}", "tables=sharded", *keys]) == [0, 0]
+    assert json.loads((spread / "metrics.json").read_text())["gain"] == pytest.approx(alone["gain"], abs=1e-5)
 
 
 def test_what_is_about_lists_is_refused(runs: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
