@@ -1,7 +1,7 @@
 """A user's slow series beside the events, and where they stand in a window that is read event by event.
 
-Which entries a window has, and where, depends on what comes later alone where there are more than it may have: then
-older ones make room. So what stands in front of events that were read is remembered, and compared with what now should.
+An entry may come late, to stand in front of events that were read without it. So what stands in front of these is
+remembered, and compared with what now should.
 
 Shapes: s entries of a user · k events of a window.
 """
