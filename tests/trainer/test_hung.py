@@ -20,7 +20,7 @@ import torch.distributed as dist
 from common.errors import Lost
 from evaluation import evaluate, evaluator
 from tests.conftest import Prepared
-from tests.ranks import _become
+from tests.ranks import become
 from tests.trainer.test_train import SMALL, records, train_here, train_on
 from trainer import loop
 from trainer.train import main
@@ -55,7 +55,7 @@ def work_aside(
     """One rank as torchrun has it: its store outlives it; what the rank says goes to a file."""
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 2)
-    _become(rank, size, environment)
+    become(rank, size, environment)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     if fails == "evaluate":
         if rank == 1:

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 from data.loader import Loader
 from tests.conftest import Prepared
-from tests.ranks import _become
+from tests.ranks import become
 from tests.trainer.test_train import SMALL, records
 from trainer import stragglers, train
 from trainer.stragglers import RankTimes, Stragglers
@@ -49,7 +49,7 @@ def make_slow(where: str) -> None:
 
 
 def train_slow(rank: int, environment: dict[str, str], size: int, port: int, keys: list[str], where: str) -> None:
-    _become(rank, size, environment)
+    become(rank, size, environment)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     stragglers.JUDGED_S = 0.0
     if rank == 1:

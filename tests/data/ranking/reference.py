@@ -155,13 +155,7 @@ def entries_of(world: World, examples: Examples, window: int) -> list[list[tuple
         last = int(times[begin + windows.stop[window] - 1])
     carried = {int(series.series_V[value]): (time, value) for time, value in entries if time <= first}
     entering = [entry for entry in entries if entry in carried.values() or first < entry[0] <= last]
-    while len(entering) > world.cfg.series:
-        newer = [
-            sum(series.series_V[other[1]] == series.series_V[entry[1]] for other in entering[place + 1 :])
-            for place, entry in enumerate(entering)
-        ]
-        entering.pop(newer.index(max(newer)))  # the oldest of those that most replace
-    for time, value in entering:
+    for time, value in entering[: world.cfg.series]:
         place = next(place for place, event in enumerate(events) if times[event] >= time)
         placed[place].append((max(time, first - series_tokens.OLDEST), value))
     return placed
