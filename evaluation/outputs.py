@@ -83,7 +83,11 @@ def write_ranks(path: Path, result: Evaluation, about: dict[str, Any]) -> None:
         _COUNTS: lists(targets.counts_T),
     }
     columns |= {name: lists(found.places_T) for name, found in result.engines.items()}
-    table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about)})
+    write_table_atomically(path, pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about)}))
+
+
+def write_table_atomically(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file so that a reader sees the former one or the new one, never a part."""
     aside = path.with_name(f".{path.name}.writing")
     try:
         pq.write_table(table, aside)

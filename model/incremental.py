@@ -48,8 +48,8 @@ def newest_waits(cfg: ModelConfig) -> bool:
 
 
 def token_bytes(cfg: ModelConfig) -> int:
-    """Bytes of a past for each token that it has memory for, 2 · blocks · heads · (E + F) / 2 · 4 + 24."""
-    width = 2 if cfg.precision == "bf16" and not cfg.qk_norm else 4
+    """Bytes of a past for each token that it has memory for, blocks · heads · (E + F) · 4 + 24; in bf16 · 2 instead."""
+    width = 2 if cfg.precision == "bf16" else 4
     return cfg.blocks * cfg.heads * (cfg.head_dim_qk + cfg.head_dim_v) * width + 24
 
 

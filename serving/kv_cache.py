@@ -25,16 +25,9 @@ from data.schema import MISSING_DURATION, MISSING_ORGANIC, MISSING_PLAYED_RATIO
 from model.past import Past
 from model.recommender import Recommender
 from serving.user_series import Ints as Ints
-from serving.user_series import PlacedSeries, UserSeries
+from serving.user_series import PlacedSeries, UserSeries, whole_numbers
 
 _MISSING = {"durations": MISSING_DURATION, "organic": MISSING_ORGANIC, "played": MISSING_PLAYED_RATIO}
-
-
-def _column(values: npt.ArrayLike) -> Ints:
-    found = np.asarray(values)
-    if found.dtype.kind not in "iub" and found.size:
-        raise InputError(f"a column of events is of type {found.dtype}: give whole numbers")
-    return found.astype(np.int64).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -71,8 +64,8 @@ class UserEvents:
             InputError: columns of different lengths, numbers that are not whole, or events not in the order of time.
         """
         given = (items, timestamps, event_types, durations, organic, played)
-        columns = [None if values is None else _column(values) for values in given]
-        count, names = len(_column(items)), [field.name for field in fields(cls)]
+        columns = [None if values is None else whole_numbers(values, "columns of events") for values in given]
+        count, names = np.asarray(items).size, [field.name for field in fields(cls)]
         faults = [
             f"events: {len(column)} values in `{name}` and {count} in `items`: give one an event"
             for name, column in zip(names, columns, strict=True)

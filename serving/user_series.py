@@ -23,10 +23,15 @@ from data.series.merge import MergedSeries, SeriesMerger
 Ints = npt.NDArray[np.int64]
 
 
-def _whole_numbers(values: npt.ArrayLike, name: str) -> Ints:
+def whole_numbers(values: npt.ArrayLike, what: str) -> Ints:
+    """A column of whole numbers, int64 [n].
+
+    Raises:
+        InputError: they are of another type; `what` names them.
+    """
     found = np.asarray(values)
     if found.dtype.kind not in "iub" and found.size:
-        raise InputError(f"series: `{name}` are of type {found.dtype}: give whole numbers")
+        raise InputError(f"{what} are of type {found.dtype}: give whole numbers")
     return found.astype(np.int64).reshape(-1)
 
 
@@ -49,7 +54,7 @@ class UserSeries:
         Raises:
             InputError: other lengths, numbers that are not whole, or entries not in the order of time.
         """
-        own, times = _whole_numbers(values, "values"), _whole_numbers(timestamps, "timestamps")
+        own, times = whole_numbers(values, "series: `values`"), whole_numbers(timestamps, "series: `timestamps`")
         if len(own) != len(times):
             raise InputError(f"series: {len(own)} values and {len(times)} timestamps: give a timestamp for each value")
         backwards = np.flatnonzero(np.diff(times) < 0)

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import InputError
+from data.ranking.tasks import parse_tasks
+from evaluation.outputs import write_table_atomically
 from evaluation.ranking.predictions import Predictions
 
 PREDICTIONS = "predictions.parquet"
@@ -40,18 +42,13 @@ class PredictionFile:
 
 def write_predictions(path: Path, found: Predictions, tasks: Sequence[str], about: dict[str, Any]) -> None:
     """Whole or not at all. Users and events are positions in the store, a label that nothing was asked of is NaN."""
-    names = [text.partition(":")[0].strip() for text in tasks]
+    names = [task.name for task in parse_tasks(tasks)]
     columns: dict[str, Any] = {_USER: found.users_n, _EVENT: found.events_n}
     columns |= {f"{_PREDICTED}{name}": found.predicted_nT[:, at] for at, name in enumerate(names)}
     columns |= {f"{_LABEL}{name}": found.labels_nT[:, at] for at, name in enumerate(names)}
     content = json.dumps({"tasks": list(tasks), "about": about})
     table = pa.table(columns).replace_schema_metadata({_ABOUT: content})
-    aside = path.with_name(f".{path.name}.writing")
-    try:
-        pq.write_table(table, aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_table_atomically(path, table)
 
 
 def read_predictions(path: Path) -> PredictionFile:
@@ -65,7 +62,7 @@ def read_predictions(path: Path) -> PredictionFile:
     try:
         table = pq.read_table(path)
         content = json.loads(table.schema.metadata[_ABOUT])
-        names = [text.partition(":")[0].strip() for text in content["tasks"]]
+        names = [task.name for task in parse_tasks(content["tasks"])]
 
         def columns(kind: str) -> np.ndarray:
             values = [table[f"{kind}{name}"].to_numpy() for name in names]

@@ -299,9 +299,10 @@ def test_blocks_of_scores_of_any_size_give_the_same(kind: str, monkeypatch: pyte
         close(other, found[0])
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("kind", ["silu", "softmax"])
-def test_half_precision_is_that_of_training(kind: str) -> None:
-    cfg = ModelConfig(**SHAPE, precision="bf16", attention=AttentionConfig(kind=kind))
+def test_half_precision_is_that_of_training(kind: str, qk_norm: bool) -> None:
+    cfg = ModelConfig(**SHAPE, precision="bf16", qk_norm=qk_norm, attention=AttentionConfig(kind=kind))
     tower = make(cfg, dtype=torch.float32)
     reader, user, wanted = Incremental(tower), drawn(12, 1, torch.float32), candidates_at(9_999, 5, 2, torch.float32)
     user.notes_4n[1, -1] = 9_999
@@ -314,7 +315,8 @@ def test_half_precision_is_that_of_training(kind: str) -> None:
 
 
 def test_memory_is_what_is_stated() -> None:
-    for cfg in (EVERYTHING, ModelConfig(**SHAPE, precision="bf16")):
+    halves = [ModelConfig(**SHAPE, precision="bf16", qk_norm=qk_norm) for qk_norm in (False, True)]
+    for cfg in (EVERYTHING, *halves):
         reader = Incremental(make(cfg, dtype=torch.float32))
         _, (past,) = read(reader, [reader.empty_past()], [drawn(300, 1, torch.float32)])
         rows = past.memory.rows
