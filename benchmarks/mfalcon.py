@@ -39,9 +39,10 @@ from model.biases import Tokens
 from model.config import AttentionConfig, HeadsConfig, ModelConfig, Vocabulary
 from model.embeddings import build_embeddings
 from model.recommender import Recommender
-from serving.kv_cache import UserCache, UserEvents
+from serving.kv_cache import UserCache
 from serving.mfalcon import MFalcon
 from serving.ranking_tokens import RankingTokens
+from serving.user_events import UserEvents
 
 ITEMS, ARTISTS, KINDS, LEVELS, CODES = 100_000, 10_000, 3, 8, 1024
 PLAYED_BUCKETS = 10

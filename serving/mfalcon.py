@@ -38,8 +38,10 @@ from data.batches import ItemFeatures
 from model.incremental import Incremental, newest_waits
 from model.past import Past
 from model.recommender import Recommender
-from serving.kv_cache import CachePool, Ints, UserCache, UserEvents, model_fingerprint
+from serving.kv_cache import CachePool, UserCache, model_fingerprint
+from serving.request_checks import check_catalogue, check_follows, check_model, same_number
 from serving.token_makers import RetrievalTokens, TokenMaker
+from serving.user_events import Ints, UserEvents, whole_numbers
 from serving.user_series import PlacedSeries, UserSeries, check_series, place
 
 MICROBATCH = 512
@@ -112,10 +114,10 @@ class MFalcon:
             InputError: a cache of another model, events or entries earlier than those of the cache, an item, event type
                 or value outside of the catalogue.
         """
-        _same_number(caches, events, "events")
-        self._check_model(caches)
-        self._check_items(events, "event")
-        self._check_order(caches, [own.timestamps[:1] for own in events], "its first new event")
+        same_number(caches, events, "events")
+        check_model(caches, self.fingerprint)
+        check_catalogue(events, "event", self.num_items, self.event_types)
+        check_follows(caches, [own.timestamps[:1] for own in events], "its first new event")
         grown = self._with_series(caches, series)
         changed = [row for row, own in enumerate(events) if len(own) or grown[row] is not caches[row]]
         for row in changed:
@@ -141,10 +143,10 @@ class MFalcon:
         A cache that the history does not begin with, as after an event was taken back, or of another model, counts as
         a hit of the pool and is replaced.
         """
-        _same_number(users, histories, "histories")
+        same_number(users, histories, "histories")
         self._check_series_given(series)
         told = [UserSeries.none()] * len(users) if series is None else series
-        _same_number(users, told, "series")
+        same_number(users, told, "series")
         held = [pool.get(user) for user in users]
         fits = [
             cache is not None and cache.fingerprint == self.fingerprint and cache.belongs_before(history, own)
@@ -176,7 +178,7 @@ class MFalcon:
         """With entries that are not read yet; of those who have none, the very caches."""
         if series is None:
             return list(caches)
-        _same_number(caches, series, "series")
+        same_number(caches, series, "series")
         check_series(self.tokens.series, [cache.series for cache in caches], series)
         return [
             dataclasses.replace(cache, series=cache.series + own) if len(own) else cache
@@ -248,12 +250,7 @@ class MFalcon:
         if self.tokens.appends:
             states_XD = self._states(caches, asked, times_B, microbatch)
         else:
-            without = [row for row, cache in enumerate(caches) if not len(cache.events)]
-            if without:
-                raise InputError(
-                    f"user {without[0]} of the batch has no events: this model scores items by the state of the "
-                    f"newest event; give a history of one event at least, or use a list of what is popular"
-                )
+            _check_not_empty(caches)
             states_XD = self._newest(caches, times_B)[0]
         found = self.tokens.scores(states_XD, asked)
         return list(found.split([len(own) for own in asked]))
@@ -280,7 +277,7 @@ class MFalcon:
             InputError: as `score`.
         """
         _, times_B = self._checked(caches, [[]] * len(caches), times, 1)
-        assert all(len(cache.events) for cache in caches), "without an event there is no state"
+        _check_not_empty(caches)
         return self._newest(caches, times_B)[0]
 
     def _states(self, caches: Sequence[UserCache], asked: list[UserEvents], times_B: Ints, microbatch: int) -> Tensor:
@@ -316,12 +313,15 @@ class MFalcon:
         microbatch: int,
     ) -> tuple[list[UserEvents], Ints]:
         """Candidates with the times of the requests, and these times."""
-        _same_number(caches, candidates, "candidates")
+        same_number(caches, candidates, "candidates")
         if microbatch < 1:
             raise InputError(f"microbatch={microbatch}: so many candidates cannot go through at once: give 1 or more")
-        self._check_model(caches)
-        times_B = np.broadcast_to(np.asarray(times, dtype=np.int64), (len(caches),))
-        self._check_order(caches, [times_B[row : row + 1] for row in range(len(caches))], "its request")
+        check_model(caches, self.fingerprint)
+        times_B = whole_numbers(times, "times of requests")
+        if len(times_B) == 1:
+            times_B = np.repeat(times_B, len(caches))
+        same_number(caches, times_B, "times")
+        check_follows(caches, [times_B[row : row + 1] for row in range(len(caches))], "its request")
         asked = []
         for own, time in zip(candidates, times_B, strict=True):
             if isinstance(own, UserEvents):
@@ -329,18 +329,8 @@ class MFalcon:
             else:
                 items = np.asarray(own)
                 asked.append(UserEvents.of(items, np.full(items.size, time), np.zeros(items.size, dtype=np.int64)))
-        self._check_items(asked, "candidate")
+        check_catalogue(asked, "candidate", self.num_items, self.event_types)
         return asked, times_B
-
-    def _check_model(self, caches: Sequence[UserCache]) -> None:
-        faults = [
-            f"the cache of user {row} of the batch was made by the model {cache.fingerprint}, and this is the model "
-            f"{self.fingerprint}: keys and values of one mean nothing to the other; prepare the history anew"
-            for row, cache in enumerate(caches)
-            if cache.fingerprint != self.fingerprint
-        ]
-        if faults:
-            raise InputError(*faults)
 
     def _check_series_given(self, series: Sequence[UserSeries] | None) -> None:
         if (series is not None) != (self.tokens.series is not None):
@@ -350,37 +340,14 @@ class MFalcon:
                 f"that reads them, and to no other"
             )
 
-    def _check_items(self, users: Sequence[UserEvents], what: str) -> None:
-        faults = []
-        for row, own in enumerate(users):
-            for name, values, limit in (
-                ("item", own.items, self.num_items),
-                ("event type", own.event_types, self.event_types),
-            ):
-                outside = np.flatnonzero((values < 0) | (values >= limit))
-                if len(outside):
-                    at = int(outside[0])
-                    faults.append(
-                        f"{what} {at} of user {row} of the batch: {name} {values[at]} is none of the {limit} that the "
-                        f"model knows, 0 … {limit - 1}; leave it out, or load the model of a newer store"
-                    )
-        if faults:
-            raise InputError(*faults)
 
-    def _check_order(self, caches: Sequence[UserCache], times: Sequence[Ints], what: str) -> None:
-        faults = [
-            f"user {row} of the batch: {what} is at {own[0]} s, before the newest event of its history at "
-            f"{cache.events.timestamps[-1]} s: give events in the order of time, and requests after them"
-            for row, (cache, own) in enumerate(zip(caches, times, strict=True))
-            if len(own) and len(cache.events) and own[0] < cache.events.timestamps[-1]
-        ]
-        if faults:
-            raise InputError(*faults)
-
-
-def _same_number(given: Sequence[object], others: Sequence[object], what: str) -> None:
-    if len(given) != len(others):
-        raise InputError(f"{len(given)} users and {what} of {len(others)}: give those of each user, in the same order")
+def _check_not_empty(caches: Sequence[UserCache]) -> None:
+    without = [row for row, cache in enumerate(caches) if not len(cache.events)]
+    if without:
+        raise InputError(
+            f"user {without[0]} of the batch has no events: this model scores items by the state of the newest event; "
+            f"give a history of one event at least, or use a list of what is popular"
+        )
 
 
 def _groups(rows: list[int], sizes: list[int]) -> Iterator[list[int]]:

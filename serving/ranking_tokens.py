@@ -29,8 +29,8 @@ from model.biases import Tokens
 from model.incremental import embed
 from model.recommender import Recommender
 from model.task_heads import TaskHeads
-from serving.kv_cache import Ints, UserEvents, joined
 from serving.token_makers import Embedded
+from serving.user_events import Ints, UserEvents, joined
 from serving.user_series import PlacedSeries, as_merged
 
 

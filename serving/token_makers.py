@@ -25,7 +25,7 @@ from model.incremental import embed
 from model.item_head import ItemHead, unit_rows
 from model.recommender import Recommender
 from serving.engines.base import CACHED_LOGITS
-from serving.kv_cache import Ints, UserEvents, joined
+from serving.user_events import Ints, UserEvents, joined
 from serving.user_series import PlacedSeries
 
 Embedded = tuple[Tensor, Tokens]

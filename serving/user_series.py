@@ -19,20 +19,7 @@ from common.errors import InputError
 from data.ranking.series_tokens import SeriesRows, aged
 from data.series.columns import SeriesColumns
 from data.series.merge import MergedSeries, SeriesMerger
-
-Ints = npt.NDArray[np.int64]
-
-
-def whole_numbers(values: npt.ArrayLike, what: str) -> Ints:
-    """A column of whole numbers, int64 [n].
-
-    Raises:
-        InputError: they are of another type; `what` names them.
-    """
-    found = np.asarray(values)
-    if found.dtype.kind not in "iub" and found.size:
-        raise InputError(f"{what} are of type {found.dtype}: give whole numbers")
-    return found.astype(np.int64).reshape(-1)
+from serving.user_events import Ints, check_ascending, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -57,13 +44,7 @@ class UserSeries:
         own, times = whole_numbers(values, "series: `values`"), whole_numbers(timestamps, "series: `timestamps`")
         if len(own) != len(times):
             raise InputError(f"series: {len(own)} values and {len(times)} timestamps: give a timestamp for each value")
-        backwards = np.flatnonzero(np.diff(times) < 0)
-        if len(backwards):
-            at = int(backwards[0])
-            raise InputError(
-                f"series: entry {at + 1} is at {times[at + 1]} s, before entry {at} at {times[at]} s: entries must be "
-                f"in the order of time; sort them, oldest first"
-            )
+        check_ascending(times, "series", "entry")
         order = np.lexsort((own, times))  # of one instant by series, as values are numbered
         return cls(own[order], times[order])
 

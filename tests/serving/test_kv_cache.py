@@ -7,7 +7,8 @@ import torch
 from common.errors import InputError
 from data.schema import MISSING_DURATION
 from model.past import Past
-from serving.kv_cache import CachePool, UserCache, UserEvents, joined
+from serving.kv_cache import CachePool, UserCache
+from serving.user_events import UserEvents, joined
 
 
 def cache_of(num_events: int, dropped: int = 0) -> UserCache:
@@ -50,7 +51,7 @@ def test_a_cache_that_has_lost_events_belongs_before_the_whole_history() -> None
 def test_faults_of_events_are_told() -> None:
     with pytest.raises(InputError, match="2 values in `timestamps` and 3 in `items`"):
         UserEvents.of([1, 2, 3], [1, 2])
-    with pytest.raises(InputError, match="number 2 is at 4 s, before number 1 at 9 s"):
+    with pytest.raises(InputError, match="event 2 is at 4 s, before event 1 at 9 s"):
         UserEvents.of([1, 2, 3], [1, 9, 4])
     with pytest.raises(InputError, match="float64"):
         UserEvents.of([1.5], [1])

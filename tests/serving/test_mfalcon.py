@@ -25,8 +25,9 @@ from semantic_ids.codes.trie import build_trie
 from serving.engines.base import Query, RankedCatalogue
 from serving.engines.exact import ExactEngine
 from serving.engines.item_vectors import ItemExactEngine
-from serving.kv_cache import CachePool, UserCache, UserEvents, model_fingerprint
+from serving.kv_cache import CachePool, UserCache, model_fingerprint
 from serving.mfalcon import MFalcon
+from serving.user_events import UserEvents
 
 ITEMS, LEVELS, CODES, ARTISTS, KINDS = 30, 2, 5, 9, 3
 UNKNOWN = [4, 17]
@@ -274,7 +275,10 @@ def test_faults_are_told() -> None:
         ),
         "microbatch=0": lambda: falcon.score(caches[:1], [[1]], 9_999, 0),
         "user 1 of the batch has no events": lambda: falcon.score(caches, [[1], [2]], 9_999),
+        "user 1 of the batch has no events: ": lambda: falcon.newest(caches, 9_999),
         "2 users and candidates of 1": lambda: falcon.score(caches, [[1]], 9_999),
+        "2 users and times of 3": lambda: falcon.score(caches, [[1], [2]], [9_999] * 3),
+        "times of requests are of type float64": lambda: falcon.score(caches[:1], [[1]], 9_999.5),
     }.items():
         with pytest.raises(InputError, match=what):
             call()

@@ -25,9 +25,10 @@ from data.series.merge import SeriesMerger
 from model.config import AttentionConfig, BiasConfig, HeadsConfig, ModelConfig, Vocabulary
 from model.embeddings import build_embeddings
 from model.recommender import Recommender
-from serving.kv_cache import CachePool, UserCache, UserEvents
+from serving.kv_cache import CachePool, UserCache
 from serving.mfalcon import MFalcon
 from serving.ranking_tokens import RankingTokens
+from serving.user_events import UserEvents
 from serving.user_series import UserSeries
 from tests.serving.test_mfalcon import ARTISTS, CODES, FEATURES, ITEMS, KINDS, LEVELS, close, drawn
 
