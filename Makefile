@@ -55,6 +55,8 @@ bench: $(STAMP)
 	$(RUN) -m benchmarks.retrieval --quick
 	$(RUN) -m benchmarks.checkpoint --quick
 	$(RUN) -m benchmarks.crash --quick
+	$(RUN) -m benchmarks.mfalcon --quick
+	$(RUN) -m benchmarks.ranking --quick
 
 gpu-check: $(STAMP)
 	$(RUN) -m benchmarks.gpu_check
