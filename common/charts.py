@@ -135,10 +135,11 @@ def histogram(
     return _svg([*parts, x_axis], f"{y_label} by {x_label}")
 
 
-def interval_chart(intervals: Sequence[Interval], x_label: str) -> str:
+def interval_chart(intervals: Sequence[Interval], x_label: str, origin: float = 0.0) -> str:
     """A row a name, in order of appearance: a dot at each value, a line over its interval, a colour for each label.
 
-    The axis has 0 on it. Values that are not finite numbers are left out.
+    The axis has `origin` on it, drawn darker: what values are to be compared with. Values that are not finite numbers
+    are left out.
     """
     drawn = [one for one in intervals if math.isfinite(one.value)]
     if not drawn:
@@ -148,11 +149,11 @@ def interval_chart(intervals: Sequence[Interval], x_label: str) -> str:
     left = min(20 + _DIGIT * max(len(row) for row in rows), _ROW_NAMES)
     height = _ROW_TOP + _ROW * len(rows)
     bounds = [bound for one in drawn for bound in (one.value, one.low, one.high) if bound is not None]
-    ticks = _round_ticks(min(0.0, *bounds), max(0.0, *bounds), about=8)
+    ticks = _round_ticks(min(origin, *bounds), max(origin, *bounds), about=8)
     to_x = _scale(ticks[0], ticks[-1], left, _WIDE - _RIGHT, log=False)
     parts = []
     for tick, text in zip(ticks, _tick_labels(ticks, log=False), strict=True):
-        x, colour = to_x(tick), "var(--quiet)" if abs(tick) < 1e-12 else "var(--line)"
+        x, colour = to_x(tick), "var(--quiet)" if math.isclose(tick, origin, abs_tol=1e-12) else "var(--line)"
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_ROW_TOP - 6}" y2="{height}" stroke="{colour}"/>')
         parts.append(f'<text x="{x:.1f}" y="{height + 18}" text-anchor="middle">{text}</text>')
     for place, row in enumerate(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from common.charts import Interval, Series, interval_chart, line_chart
 from common.html_page import cards, figure, heading, note, page, side_by_side, table
 from evaluation.ranking.comparison import TaskDifference
 from evaluation.ranking.intervals import TaskSummary
+from evaluation.report.cells import figure_cell
 from evaluation.report.training import plan_sections_of, training_sections
 
 Summary = Mapping[str, Any]
 
 SHOWN = ("ne", "auc", "gauc", "calibration", "ece", "mse", "mae", "r2")
 """Figures of the table, as far as a task has them."""
+
+_TITLES = {"ne": "NE", "r2": "R²"}
 
 _MEANING = {
     "ne": "normalised entropy: log loss over that of predicting the mean label always; below 1 is better than that",
@@ -86,7 +90,7 @@ def render_ranking_report(run: Path, summary: Summary) -> str:
             f"Model: checkpoint {summary['checkpoint']}, after epoch {summary['epoch']}; its history is "
             f"{summary['form']}. Figures have 95% intervals over users."
         ),
-        cards([(_title(name, figures), _main(figures)) for name, figures in tasks.items()]),
+        cards([_card(name, figures) for name, figures in tasks.items()]),
         *_tables(summary["models"]),
         *_reliability(model, tasks),
         *_against(summary.get("against")),
@@ -96,40 +100,44 @@ def render_ranking_report(run: Path, summary: Summary) -> str:
     return page(run.name, sections)
 
 
-def _title(name: str, figures: Summary) -> str:
-    return f"{name}: {'NE' if figures['kind'] == 'binary' else 'R²'}"
-
-
 def _main(figures: Summary) -> str:
-    value = figures.get("ne" if figures["kind"] == "binary" else "r2")
-    return "–" if value is None else f"{value:.4f}"
+    """The figure of a task that is looked at first."""
+    return "ne" if figures["kind"] == "binary" else "r2"
+
+
+def _card(task: str, figures: Summary) -> tuple[str, str]:
+    main = _main(figures)
+    return f"{task}: {_TITLES[main]}", f"{figures[main]:.4f}" if main in figures else "–"
 
 
 def _tables(models: Mapping[str, Summary]) -> list[str]:
     """A table and a picture a task, every model beside the others."""
     sections = [heading("How well actions are predicted")]
-    first = next(iter(models.values()))
-    for task, shown in first.items():
+    for task, shown in next(iter(models.values())).items():
         names = [name for name in SHOWN if any(name in tasks[task] for tasks in models.values())]
-        rows = [[model, *(_cell(tasks[task], name) for name in names)] for model, tasks in models.items()]
-        sections += [heading(task, level=3), table(["", *names], rows)]
-        sections.append(note("; ".join(f"{name}: {_MEANING[name]}" for name in names) + "."))
-        main = "ne" if shown["kind"] == "binary" else "mse"
+        found = {model: tasks[task] for model, tasks in models.items()}
+        sections += [heading(task, level=3), _table(found, names)]
+        main = _main(shown)
         intervals = [
-            Interval(model, "", tasks[task][main], *tasks[task]["intervals_95"][main])
-            for model, tasks in models.items()
-            if main in tasks[task]
+            Interval(model, "", figures[main], *figures["intervals_95"][main])
+            for model, figures in found.items()
+            if main in figures
         ]
         if len(intervals) > 1:
-            sections.append(figure(interval_chart(intervals, main.upper()), "Lower is better; 95% intervals."))
+            naive, told = (1.0, "Lower is better; 1") if main == "ne" else (0.0, "Higher is better; 0")
+            chart = interval_chart(intervals, _TITLES[main], origin=naive)
+            sections.append(figure(chart, f"{told} is predicting the mean label always. 95% intervals."))
     return sections
 
 
-def _cell(figures: Summary, name: str) -> str:
-    if name not in figures:
-        return ""
-    low, high = figures["intervals_95"][name]
-    return f"{figures[name]:.4f} ({low:.4f} … {high:.4f})"
+def _table(models: Mapping[str, Summary], names: Sequence[str]) -> str:
+    """A row a figure, a column a model."""
+    head = "".join(f"<th>{escape(model)}</th>" for model in models)
+    rows = []
+    for name in names:
+        cells = "".join(figure_cell(one.get(name), one["intervals_95"].get(name)) for one in models.values())
+        rows.append(f"<tr><td>{name}<small>{escape(_MEANING[name])}</small></td>{cells}</tr>")
+    return f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _reliability(model: str, tasks: Mapping[str, Summary]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from common.charts import Interval, Series, interval_chart, line_chart
 from common.html_page import figure, heading, note, side_by_side, table
 from evaluation.guardrails.retrieval import recalls
+from evaluation.report.cells import figure_cell
 from evaluation.requests import NEXT, YAMBDA
 
 Figures = Mapping[str, Any]
@@ -120,16 +121,8 @@ def _metric_table(engines: Mapping[str, Figures], names: Sequence[str]) -> str:
 
 def _cell(figures: Figures, metric: str, best: float) -> str:
     """A value with its interval beneath; a dash for what an engine has no figure of."""
-    if metric not in figures:
-        return "<td>–</td>"
-    bounds = figures["intervals_95"].get(metric)
-    small = (
-        f'<small style="display:block;margin:0;white-space:nowrap">{bounds[0]:.4f}–{bounds[1]:.4f}</small>'
-        if bounds
-        else ""
-    )
-    is_best = figures[metric] == best and metric.partition("@")[0] not in _OF_LISTS
-    return f"{'<td class=best>' if is_best else '<td>'}{figures[metric]:.4f}{small}</td>"
+    is_best = figures.get(metric) == best and metric.partition("@")[0] not in _OF_LISTS
+    return figure_cell(figures.get(metric), figures["intervals_95"].get(metric), is_best)
 
 
 def meaning(metric: str) -> str:

@@ -232,8 +232,21 @@ def test_intervals_stand_where_their_values_are() -> None:
     page = Page(chart)
     assert {"a", "b < c", "test", "validation", "difference"} <= set(page.texts)
     assert "b < c, test: 0.2000 (0.1000 … 0.3000)" in page.texts
-    (zero,) = re.findall(r'<line x1="([\d.]+)" [^>]*stroke="var\(--quiet\)"', chart)
-    assert float(zero) == pytest.approx(a[0], abs=0.2)
+    assert dark_line_of(chart) == pytest.approx(a[0], abs=0.2)
+
+
+def dark_line_of(chart: str) -> float:
+    """Where the axis' origin is drawn."""
+    (found,) = re.findall(r'<line x1="([\d.]+)" [^>]*stroke="var\(--quiet\)"', chart)
+    return float(found)
+
+
+def test_intervals_are_drawn_beside_any_origin() -> None:
+    chart = interval_chart([Interval("a", "", 0.98, 0.97, 0.99), Interval("b", "", 1.0)], "NE", origin=1.0)
+    _, b = dots_of(chart)
+    assert dark_line_of(chart) == pytest.approx(b[0], abs=0.2)
+    ((left, right, _),) = spans_of(chart)
+    assert right - left > 200, "no room is lost to values that nobody has"
 
 
 def test_a_row_of_one_value_is_level_with_its_name_and_names_have_room() -> None:
