@@ -21,13 +21,14 @@ import numpy as np
 from benchmarks.harness import ROOT, Findings, measure, run, table
 from data.event_store import EventStore
 from data.ranking.config import FORMS, INTERACTIONS, INTERLEAVED
-from data.ranking.tasks import Labels, parse_tasks
-from data.schema import PLAYED_RATIO
+from data.ranking.tasks import parse_tasks
 from data.sequences import make_plan
-from data.store_columns import event_columns
+from data.split import training_events
 from evaluation.metrics.intervals import RESAMPLES
+from evaluation.outputs import PREDICTIONS
 from evaluation.ranking.comparison import TaskDifference, compare_predictions
-from evaluation.ranking.files import PREDICTIONS, read_predictions
+from evaluation.ranking.evaluate import LOGISTIC
+from evaluation.ranking.files import read_predictions
 from evaluation.ranking.intervals import summarise
 from evaluation.ranking.logistic import columns_of, logistic_predictions
 from evaluation.ranking.predictions import Predictions, joined, predicted_events
@@ -49,7 +50,6 @@ STREAM = (
     "model.attention.kind=softmax",  # interleaved: NE .873 against .879 of SiLU (docs/log.md)
     "model.attention.scale=sqrt",
 )
-LOGISTIC = "logistic"
 SHOWN = {"liked": ("ne", "auc", "gauc"), "rating": ("mse", "r2")}
 
 
@@ -120,9 +120,7 @@ def report_split(bench: Bench, forms: Sequence[str], findings: Findings) -> None
         models[form] = Model(tuple(found), took / len(bench.seeds))
     asked = models[forms[0]].found[0]
     begun = time.perf_counter()
-    columns = columns_of(bench.store, _labels(bench.store, tasks))
-    position_E = np.arange(bench.store.num_events) - np.repeat(bench.store.offsets[:-1], np.diff(bench.store.offsets))
-    fit_E = position_E < np.repeat(bench.store.split().train_end_U, np.diff(bench.store.offsets))
+    columns, fit_E = columns_of(bench.store, tasks), training_events(bench.store.offsets, bench.store.split())
     predicted_nT = logistic_predictions(parse_tasks(tasks), columns, fit_E, asked.events_n)
     models[LOGISTIC] = _like(asked, predicted_nT, time.perf_counter() - begun)
     _report("Split", models, tasks, findings, "")
@@ -145,32 +143,25 @@ def report_stream(bench: Bench, forms: Sequence[str], findings: Findings) -> Non
     _report("Stream", models, tasks, findings, "_stream")
 
 
-def _labels(store: EventStore, tasks: Sequence[str]) -> np.ndarray:
-    labels = Labels(parse_tasks(tasks), store.event_types, has_played=store.has_column(PLAYED_RATIO))
-    return labels.of(event_columns(store), np.arange(store.num_events))
-
-
 def _like(asked: Predictions, predicted_nT: np.ndarray, seconds: float) -> Model:
     return Model((Predictions(asked.users_n, asked.events_n, predicted_nT, asked.labels_nT),), seconds)
 
 
 def _logistic_stream(store: EventStore, tasks: Sequence[str], asked: Predictions) -> np.ndarray:
-    """Each day by a regression fitted to all days before it; the mean label where nothing was before."""
-    columns, split = columns_of(store, _labels(store, tasks)), store.split()
+    """Each day by a regression fitted to all days before it."""
+    columns, split = columns_of(store, tasks), store.split()
     plan = make_plan("stream", store.offsets, columns.times_E, split, 10**6, seed=0, period_seconds=PERIOD)
     assert plan.num_epochs is not None
     predicted_nT = np.full((len(asked), len(tasks)), np.nan, dtype=np.float32)
-    learnt_E = np.zeros(store.num_events, dtype=bool)
+    training_E = training_events(store.offsets, split)
+    opens = columns.times_E[training_E].min()
     place_E = np.full(store.num_events, -1)
     place_E[asked.events_n] = np.arange(len(asked))
     for period in range(plan.num_epochs):
         _, events_n = predicted_events(store, plan.windows(period))
-        if not len(events_n):
-            continue
-        predicted_nT[place_E[events_n]] = logistic_predictions(parse_tasks(tasks), columns, learnt_E, events_n)
-        if not learnt_E.any():
-            predicted_nT[place_E[events_n]] = np.nanmean(columns.labels_ET[events_n], axis=0)
-        learnt_E[events_n] = True
+        learnt_E = training_E & (columns.times_E < opens + period * PERIOD)
+        if len(events_n):
+            predicted_nT[place_E[events_n]] = logistic_predictions(parse_tasks(tasks), columns, learnt_E, events_n)
     return predicted_nT
 
 
@@ -201,7 +192,8 @@ def _report(title: str, models: dict[str, Model], tasks: Sequence[str], findings
         f"seeds.\n\n{table(head, rows)}\n\nDifferences of the seeds' mean predictions, 95% intervals over users:\n\n"
         f"{table(['', *names], compared)}"
     )
-    target = _compare(parsed, models[INTERACTIONS], models[INTERLEAVED])[0]
+    compared_to_interactions = _compare(parsed, models[INTERACTIONS], models[INTERLEAVED])
+    (target,) = (one for one in compared_to_interactions if (one.task, one.name) == ("liked", "ne"))
     figures |= {
         f"target_aware_ne_difference{suffix}": target.difference,
         f"target_aware_is_better{suffix}": target.high < 0,

@@ -81,22 +81,31 @@ def _replace_folder(aside: Path, target: Path) -> None:
     shutil.rmtree(retired)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the former file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.writing-", dir=path.parent)
+@contextmanager
+def write_file_aside(target: Path) -> Iterator[Path]:
+    """Yield an empty file beside `target` that becomes `target` when the block ends without an error.
+
+    A reader sees the former file or the new one, never a part. A process killed outright leaves `.NAME.writing-…`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.writing-", dir=target.parent)
+    os.close(descriptor)
     aside = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield aside
+        fsync_path(aside)
         aside.chmod(0o644)
-        aside.replace(path)
+        aside.replace(target)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    fsync_path(path.parent)
+    fsync_path(target.parent)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the former file or the new one, never a part."""
+    with write_file_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_json_atomically(path: Path, content: Any) -> None:

@@ -1,10 +1,10 @@
 """Measure a trained run on held-out events: `python -m evaluation.evaluate --config FILE run=runs/NAME`
 
-Under torchrun the requests are spread over the ranks, and the figures stay the same. An evaluation that is ended goes
-on where it was when it is called again. Writes `metrics.json`, a self-contained `report.html`, and `ranks.parquet`,
-which says for every request where each engine put the items asked for, into the run folder: two runs are compared user
-by user (`against=`). With `events=validation`, on which choices may be made, the files are `metrics-validation.json`
-and so on.
+Under torchrun the requests are spread over the ranks, and the figures stay the same. An evaluation of lists that is
+ended goes on where it was when it is called again. Writes into the run folder `metrics.json`, a self-contained
+`report.html`, and `ranks.parquet`, which says for every request where each engine put the items asked for, or, of a
+model that predicts actions, `predictions.parquet`: two runs are compared user by user (`against=`). With
+`events=validation`, on which choices may be made, the files are `metrics-validation.json` and so on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from common.errors import Regression
 from common.files import fingerprint_of, write_json_atomically, write_text_atomically
 from common.noise import quiet_known_warnings
 from data.event_store import EventStore
-from data.loader import item_features
 from evaluation.baselines.build import build_baselines
 from evaluation.config import EvaluateConfig
 from evaluation.deny_list import read_deny_list
@@ -46,15 +45,16 @@ from evaluation.requests import NEXT, Requests, make_requests, without_time
 from evaluation.results import Evaluation, Ints
 from evaluation.subject import Subject, open_subject
 from evaluation.summary import format_table, summarise
+from evaluation.together import told_by_main
 from model.heads import CascadedHeads
 from semantic_ids.codes.code_table import CodeTable
 from serving.checkpoints.manifest import step_folder
-from serving.checkpoints.model import load_model, run_storage
+from serving.checkpoints.model import features_of
 from serving.engines.base import Engine
 from sharding.ranks.config import WatchConfig
 from sharding.ranks.heartbeat import EVALUATION
 from sharding.ranks.watch import Watch
-from sharding.world import World, alone, open_world
+from sharding.world import World, open_world
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     watched = WatchConfig(heartbeat_s=min(WatchConfig.heartbeat_s, config.timeout_s / 8), timeout_s=config.timeout_s)
     with (
         open_world(timedelta(seconds=config.timeout_s)) as world,
-        Watch(world, watched, "evaluation.evaluate", "evaluate again: it goes on where it was") as watch,
+        Watch(world, watched, "evaluation.evaluate", "evaluate again: lists go on where they were") as watch,
     ):
         watch.pulse.enter(EVALUATION)
         if (Path(config.run) / "config.yaml").is_file():  # no log in a folder that is no run's
@@ -85,10 +85,7 @@ def evaluate_in(config: EvaluateConfig, world: World) -> dict[str, Any]:
     """`evaluate`, among processes that have found one another; every rank returns the same."""
     subject = open_subject(config, world)
     evaluated = evaluate_ranking if subject.predicts_actions else evaluate_lists
-    told = [evaluated(subject, world)]
-    dist.broadcast_object_list(told, src=0)
-    assert told[0] is not None
-    return told[0]
+    return told_by_main(evaluated(subject, world))
 
 
 def evaluate_lists(subject: Subject, world: World) -> dict[str, Any] | None:
@@ -120,12 +117,7 @@ class Findings:
 def find(subject: Subject, denied: Ints | None, world: World) -> Findings | None:
     """Put every request to every engine. Collective; None but on rank 0."""
     config, store = subject.config, subject.store
-    whole = config.tables == "whole" or (
-        config.tables == "auto" and subject.table_bytes <= config.whole_tables_gb * 1e9
-    )
-    own = alone(world) if whole else world
-    storage = run_storage(subject.run, config.checkpoints)
-    model = load_model(storage, subject.chain, own, config.attention_backend)
+    model, own = subject.load_model(world)
     reader = reader_of(model, store, subject.codes, config.tokens)
     cfg = model.module.tower.cfg
     requests = make_requests(store, config.events, cfg.max_history, subject.protocol)
@@ -161,8 +153,7 @@ def find(subject: Subject, denied: Ints | None, world: World) -> Findings | None
 def reader_of(model: Any, store: EventStore, codes: CodeTable, tokens: int) -> Reader:
     """How a trained model reads requests."""
     tower = model.module.tower
-    hashed = tower.cfg.items.kind == "hashed"
-    features = item_features(store, codes.codes_NC, codes.codes_per_level, tower.cfg.qr_remainders, keys=hashed)
+    features = features_of(store, codes, tower.cfg)
     heads = tower.heads if isinstance(tower.heads, CascadedHeads) else None
     return Reader(model.module.encode, features, tokens, heads=heads)
 

@@ -6,6 +6,8 @@ R requests · T targets.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import InputError
+from common.files import write_file_aside
 from evaluation.results import EngineResult, Evaluation, Ints, Targets
 
 EVENTS = ("test", "validation")
 """The held-out events that can be asked for."""
 
-RANKS, FIGURES, REPORT = "ranks.parquet", "metrics.json", "report.html"
+RANKS, PREDICTIONS, FIGURES, REPORT = "ranks.parquet", "predictions.parquet", "metrics.json", "report.html"
 
 PARTS = ".evaluating"
 """Folder of what an evaluation that is not complete has found."""
 
 _USER, _TIME, _ITEMS, _COUNTS = "user", "time", "items", "counts"
-_ABOUT = b"segue"
+ABOUT = b"segue"
+"""Where a Parquet file says what it is about."""
+
+EVALUATE = "evaluate that run: python -m evaluation.evaluate run=…"
+
+_MAKES = {RANKS: "retrieves items", PREDICTIONS: "predicts actions"}
 
 
 def output_path(run: Path, file: str, events: str) -> Path:
@@ -36,8 +44,9 @@ def output_path(run: Path, file: str, events: str) -> Path:
 
 
 def all_outputs() -> tuple[str, ...]:
-    """Names of what any evaluation may have left."""
-    return tuple(output_path(Path(), file, events).name for events in EVENTS for file in (RANKS, FIGURES, REPORT))
+    """Names of what any evaluation may have left, one that was ended in the middle included."""
+    files = (RANKS, PREDICTIONS, FIGURES, REPORT)
+    return PARTS, *(output_path(Path(), file, events).name for events in EVENTS for file in files)
 
 
 @dataclass(frozen=True)
@@ -83,17 +92,54 @@ def write_ranks(path: Path, result: Evaluation, about: dict[str, Any]) -> None:
         _COUNTS: lists(targets.counts_T),
     }
     columns |= {name: lists(found.places_T) for name, found in result.engines.items()}
-    write_table_atomically(path, pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about)}))
+    write_table_atomically(path, pa.table(columns).replace_schema_metadata({ABOUT: json.dumps(about)}))
 
 
 def write_table_atomically(path: Path, table: pa.Table) -> None:
     """Write a Parquet file so that a reader sees the former one or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.writing")
-    try:
+    with write_file_aside(path) as aside:
         pq.write_table(table, aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def reading(path: Path, what: str, remedy: str) -> Iterator[pa.Table]:
+    """Yield the table of a Parquet file, and name the file in whatever goes wrong while it is taken apart.
+
+    Raises:
+        InputError: there is none, or it is not `what`; with what to do.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {remedy}")
+    try:
+        yield pq.read_table(path)
+    except (pa.ArrowException, KeyError, TypeError, ValueError, InputError) as error:
+        raise InputError(f"{path}: cannot be read as {what}: {error}; {remedy}") from None
+
+
+def reference_path(run: Path, file: str, events: str) -> Path:
+    """Where another run's `file` lies, that an evaluation is to be held against.
+
+    Raises:
+        InputError: that run makes something else.
+    """
+    path = output_path(run, file, events)
+    (other,) = _MAKES.keys() - {file}
+    if not path.is_file() and output_path(run, other, events).is_file():
+        raise InputError(
+            f"{run}: {_MAKES[other]}, and the run to be evaluated {_MAKES[file]}: their figures cannot be compared; "
+            f"name a run of the same kind"
+        )
+    return path
+
+
+def faults_of_reference(path: Path, theirs: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What two evaluations lack to be comparable, by what each says that it is about."""
+    return [
+        f"{path}: its {name} is {theirs.get(name)!r}, here it is {value!r}; only evaluations of the same events, in "
+        f"the same way, can be compared"
+        for name, value in here.items()
+        if theirs.get(name) != value
+    ]
 
 
 def read_ranks(path: Path) -> Ranks:
@@ -102,11 +148,8 @@ def read_ranks(path: Path) -> Ranks:
     Raises:
         InputError: there is none, or it is another kind of file.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; evaluate that run first: python -m evaluation.evaluate run=…")
-    try:
-        table = pq.read_table(path)
-        about = json.loads(table.schema.metadata[_ABOUT])
+    with reading(path, "the ranks of an evaluation", EVALUATE) as table:
+        about = json.loads(table.schema.metadata[ABOUT])
         items = table[_ITEMS].combine_chunks()
         targets = Targets(
             table[_USER].to_numpy(),
@@ -117,8 +160,6 @@ def read_ranks(path: Path) -> Ranks:
         )
         engines = [name for name in table.column_names if name not in (_USER, _TIME, _ITEMS, _COUNTS)]
         return Ranks(targets, {name: _flat(table, name) for name in engines}, about)
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as the ranks of an evaluation: {error}; evaluate again") from None
 
 
 def _flat(table: pa.Table, name: str) -> Ints:

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torchrec.distributed import DistributedModelParallel
+
 from common.errors import InputError
 from data.event_store import EventStore
 from evaluation.config import EvaluateConfig
 from evaluation.guardrails.ablations import read_ablations
-from evaluation.outputs import RANKS, Ranks, output_path, read_ranks
+from evaluation.outputs import RANKS, Ranks, faults_of_reference, read_ranks, reference_path
 from evaluation.requests import filters_history, protocol_of
 from semantic_ids.codes.code_table import CodeTable
 from serving.checkpoints.chain import Link
 from serving.checkpoints.manifest import Manifest
-from serving.checkpoints.model import check_belongs, code_table_path, find_chain, run_storage
-from sharding.world import World
+from serving.checkpoints.model import check_belongs, code_table_path, find_chain, load_model, run_storage
+from sharding.world import World, alone
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,27 @@ class Subject:
 
     def about(self) -> dict[str, Any]:
         """What another evaluation must have in common to be comparable."""
-        return {
+        same = {
             "store_fingerprint": self.store.fingerprint,
             "split": self.store.split_config.kind,
             "events": self.config.events,
-            "protocol": self.protocol,
-            "filter_history": self.filter_history,
         }
+        if self.predicts_actions:
+            return same
+        return same | {"protocol": self.protocol, "filter_history": self.filter_history}
 
     @property
     def table_bytes(self) -> int:
         """What all tables take, float32."""
         return sum(4 * rows * width for rows, width in self.manifest.tables.values())
+
+    def load_model(self, world: World) -> tuple[DistributedModelParallel, World]:
+        """The model, and the ranks over which its tables lie: all, or each rank alone with whole ones."""
+        config = self.config
+        fit = config.tables == "auto" and self.table_bytes <= config.whole_tables_gb * 1e9
+        own = alone(world) if fit or config.tables == "whole" else world
+        storage = run_storage(self.run, config.checkpoints)
+        return load_model(storage, self.chain, own, config.attention_backend), own
 
 
 def open_subject(config: EvaluateConfig, world: World) -> Subject:
@@ -102,14 +113,9 @@ def read_reference(subject: Subject, run: Path) -> Ranks:
     Raises:
         InputError: it was not evaluated, or on other events, or in another way.
     """
-    path = output_path(run, RANKS, subject.config.events)
+    path = reference_path(run, RANKS, subject.config.events)
     reference = read_ranks(path)
-    faults = [
-        f"{path}: its {name} is {reference.about.get(name)!r}, here it is {value!r}; only evaluations of the same "
-        "events, in the same way, can be compared"
-        for name, value in subject.about().items()
-        if reference.about.get(name) != value
-    ]
+    faults = faults_of_reference(path, reference.about, subject.about())
     if faults:
         raise InputError(*faults)
     return reference

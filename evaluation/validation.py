@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
 from torchrec.distributed import DistributedModelParallel
 
 from data.batches import ItemFeatures
@@ -10,6 +9,7 @@ from data.event_store import EventStore
 from evaluation.evaluator import Reader, evaluate_requests
 from evaluation.requests import filters_history, make_requests, protocol_of
 from evaluation.summary import validation_figures
+from evaluation.together import evaluating, told_by_main
 from model.heads import CascadedHeads
 from serving.engines.base import Engine
 from sharding.world import World
@@ -49,22 +49,15 @@ class Validation:
         """Validate the model as it is now; empty where the split holds out nothing for validation."""
         if self.requests is None:
             return {}
-        was_training = self.model.training
-        self.model.eval()
-        result = evaluate_requests(
-            self.reader,
-            [engine],
-            self.requests,
-            self.store,
-            self.world,
-            depth=depth,
-            label="validate",
-            filter_history=filters_history(self.protocol),
-        )
-        self.model.train(was_training)
-        told: list[dict[str, float] | None] = [None]
-        if result is not None:
-            told = [validation_figures(result, engine.name)]
-        dist.broadcast_object_list(told, src=0)
-        assert told[0] is not None
-        return told[0]
+        with evaluating(self.model):
+            result = evaluate_requests(
+                self.reader,
+                [engine],
+                self.requests,
+                self.store,
+                self.world,
+                depth=depth,
+                label="validate",
+                filter_history=filters_history(self.protocol),
+            )
+        return told_by_main(None if result is None else validation_figures(result, engine.name))

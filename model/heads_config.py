@@ -35,8 +35,8 @@ class HeadsConfig:
             faults.append("temperature=0.0 makes scores infinite: must be above 0")
         faults += [
             f"{key}={plain(getattr(self, key))} means nothing with kind={self.kind}: leave it out"
-            for key, (default, kinds) in _OF_KINDS.items()
-            if self.kind not in kinds and getattr(self, key) != default
+            for key, kinds in _OF_KINDS.items()
+            if self.kind not in kinds and getattr(self, key) != getattr(HeadsConfig, key)
         ]
         if self.kind == "actions":
             if not self.actions.tasks:
@@ -55,14 +55,19 @@ class HeadsConfig:
         if faults:
             raise InputError(*faults)
 
+    @property
+    def ranking(self) -> ActionsConfig | None:
+        """How actions are predicted; None where they are not."""
+        return self.actions if self.kind == "actions" else None
+
 
 _OF_KINDS = {
-    "gated": (True, ("codes",)),
-    "logit_scale": (20.0, ("codes",)),
-    "temperature": (0.05, ("items",)),
-    "chunk_tokens": (256, ("codes", "items")),
+    "gated": ("codes",),
+    "logit_scale": ("codes",),
+    "temperature": ("items",),
+    "chunk_tokens": ("codes", "items"),
 }
-"""Options of `HeadsConfig` that are of some kinds only: their defaults, and these kinds."""
+"""Options of `HeadsConfig` that are of some kinds only."""
 
 
 def plain(value: object) -> str:

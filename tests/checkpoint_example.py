@@ -191,7 +191,7 @@ def write_untrained(run: Path, world: World, store_path: Path, codes_path: Path,
         codes_fingerprint=codes.fingerprint,
         model=to_plain(cfg),
         vocabulary=dataclasses.asdict(vocabulary),
-        meanings=meanings(store, codes),
+        meanings=meanings(store, codes, cfg),
     )
     checkpointer.begin(step, 2, {}, {})
     checkpointer.finish()

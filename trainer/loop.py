@@ -37,7 +37,7 @@ from trainer.debug import Inspection, broken_tensors, lost_numbers
 from trainer.optimizers import Optimizers
 from trainer.stopping import Agreement, StopRequest
 from trainer.stragglers import Pipeline, Stragglers, exchange
-from trainer.telemetry import IntervalSums, Stopwatch, Telemetry
+from trainer.telemetry import STREAM, IntervalSums, Stopwatch, Telemetry
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Progress:
         step: steps done.
         epoch: epoch of the next step.
         step_in_epoch: place of the next step in it.
-        best: largest validation metric so far, −1 before the first.
+        best: largest validation metric so far; None before the first.
         stale: validations since.
         plan: name of the loader's plan, by which epoch and step mean something.
     """
@@ -56,7 +56,7 @@ class Progress:
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
-    best: float = -1.0
+    best: float | None = None
     stale: int = 0
     plan: str = ""
 
@@ -124,7 +124,7 @@ class Trainer:
                 self._check_numbers(progress)
                 self._save(progress, {})
             self.checkpointer.finish()
-            if self.predict_first is not None:
+            if self.predict_first is not None and not self.stop_signal:  # who stops it does not wait for figures
                 self.predict_first.finish(progress.epoch)
         if self.stop_signal:
             raise Stopped(
@@ -151,11 +151,13 @@ class Trainer:
 
     def _predict(self, predict_first: PredictFirst, progress: Progress) -> None:
         """Predict the epoch that comes next."""
+        if progress.step:
+            self._check_numbers(progress)
         paused, blocked_s = time.perf_counter(), self.blocked.take()
         self.pulse.enter(VALIDATION)
         metrics = predict_first(progress.epoch)
         if metrics:
-            self.telemetry.record("stream", progress.step, {"epoch": progress.epoch, **metrics})
+            self.telemetry.record(STREAM, progress.step, {"epoch": progress.epoch, **metrics})
         self.log_start += time.perf_counter() - paused  # the rate is that of training alone
         self.blocked.put_back(blocked_s)
 
@@ -293,8 +295,8 @@ class Trainer:
         self.pulse.enter(VALIDATION)
         metrics = self.validate()
         # Without validation events the newest checkpoint is the best.
-        score = metrics[selection_metric(metrics)] if metrics else progress.best + 1
-        improved = score > progress.best
+        score = metrics[selection_metric(metrics)] if metrics else None
+        improved = score is None or progress.best is None or score > progress.best
         progress.stale = 0 if improved else progress.stale + 1
         progress.best = score if improved else progress.best
         # Reported before it is saved: a run resumed from what is saved does not repeat it.

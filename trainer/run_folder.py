@@ -14,8 +14,7 @@ from common.config import load_resolved, to_plain, to_yaml
 from common.errors import InputError
 from common.files import write_text_atomically
 from common.storage import Storage
-from evaluation.outputs import EVENTS, all_outputs, output_path
-from evaluation.ranking.files import PREDICTIONS
+from evaluation.outputs import all_outputs
 from evaluation.ranking.streaming import FIGURES as STREAM_FIGURES
 from evaluation.ranking.streaming import FOLDER as STREAM_FOLDER
 from serving.checkpoints.chain import Checkpoints, Link, agreed
@@ -30,7 +29,6 @@ _RUN_FILES = (
     "config.yaml",
     "metrics.jsonl",
     *all_outputs(),
-    *(output_path(Path(), PREDICTIONS, events).name for events in EVENTS),
     STREAM_FOLDER,
     STREAM_FIGURES,
     PLAN,

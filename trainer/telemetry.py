@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,9 @@ from sharding.ranks.rank_log import LOG_INTERVAL_S, LOGGER
 from sharding.world import World
 
 T = TypeVar("T")
+
+STREAM = "stream"
+"""Kind of the records of what was predicted of a period, before its first step."""
 
 
 class Stopwatch:
@@ -142,16 +146,21 @@ class Telemetry:
 
 
 def _keep_records_until(path: Path, step: int) -> None:
-    """Drop what an interrupted run recorded after the checkpoint it resumes from: those steps are run again."""
+    """Drop what an interrupted run recorded after the checkpoint it resumes from: that is done again.
+
+    A period is predicted after the checkpoint of the step that its training begins at.
+    """
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
+    kept = [line for line in lines if _place_of(line) <= (step, False)]
     write_text_atomically(path, "".join(f"{line}\n" for line in kept))
 
 
-def _step_of(line: str) -> float:
+def _place_of(line: str) -> tuple[float, bool]:
+    """The step of a record, and whether it was made behind the step's checkpoint."""
     try:
-        return float(json.loads(line)["step"])
+        record = json.loads(line)
+        return float(record["step"]), record["kind"] == STREAM
     except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")  # the torn last line of a killed run
+        return math.inf, False  # the torn last line of a killed run

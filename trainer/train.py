@@ -21,9 +21,8 @@ from common.config import run_entry, to_plain
 from common.files import fingerprint_of
 from common.noise import quiet_known_warnings
 from common.storage import open_storage
-from data.batches import ItemFeatures
 from data.event_store import EventStore
-from data.loader import Loader, item_features
+from data.loader import Loader
 from data.negatives import NegativeSampler
 from data.ranking.moments import label_moments
 from data.schema import TIMESTAMP
@@ -32,13 +31,13 @@ from data.split import Split
 from data.stochastic_length import attention_sparsity, sparsity
 from data.store_columns import event_type_rows
 from evaluation.engines import exact_engine, list_length
+from evaluation.ranking.predictor import Predictor, RankingValidation
 from evaluation.ranking.streaming import PredictFirst
-from evaluation.ranking.validation import RankingValidation
 from evaluation.validation import Validation
 from model.config import Vocabulary
 from semantic_ids.codes.code_table import CodeTable
 from serving.checkpoints.manifest import Manifest, blank_manifest
-from serving.checkpoints.model import build_sharded
+from serving.checkpoints.model import build_sharded, features_of
 from sharding.apply import sharded_tables
 from sharding.job import describe_plan, plan_job
 from sharding.planning.plan_files import write_plan
@@ -132,8 +131,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def vocabulary_of(config: TrainConfig, store: EventStore, codes: CodeTable) -> Vocabulary:
     """Sizes of the tables; a model that predicts actions reads actions, and series, where others read event types."""
-    output = config.model.output
-    event_types = event_type_rows(store, output.actions if output.kind == "actions" else None)
+    event_types = event_type_rows(store, config.model.output.ranking)
     return Vocabulary(codes.num_levels, codes.codes_per_level, store.num_artists, event_types, store.num_items)
 
 
@@ -159,7 +157,7 @@ def training_loader(config: TrainConfig, store: EventStore, codes: CodeTable, sp
     )
     return Loader(
         store,
-        _item_features(config, store, codes),
+        features_of(store, codes, config.model),
         plan,
         tokens=config.batch.tokens,
         bins=config.batch.bins,
@@ -172,7 +170,7 @@ def training_loader(config: TrainConfig, store: EventStore, codes: CodeTable, sp
         longest=config.model.max_history,
         distinct=config.batch.distinct,
         negatives=_negatives(config, codes),
-        ranking=config.model.output.actions if config.model.output.kind == "actions" else None,
+        ranking=config.model.output.ranking,
     )
 
 
@@ -181,12 +179,6 @@ def _negatives(config: TrainConfig, codes: CodeTable) -> NegativeSampler | None:
     if config.model.output.kind != "items":
         return None
     return NegativeSampler(config.batch.negatives, codes.training_plays_N)
-
-
-def _item_features(config: TrainConfig, store: EventStore, codes: CodeTable) -> ItemFeatures:
-    model = config.model
-    hashed = model.items.kind == "hashed"
-    return item_features(store, codes.codes_NC, codes.codes_per_level, model.qr_remainders, keys=hashed)
 
 
 def one_step(config: TrainConfig, vocabulary: Vocabulary, loader: Loader) -> Workload:
@@ -205,7 +197,7 @@ def make_validation(
     config: TrainConfig, store: EventStore, codes: CodeTable, model: Any, world: World
 ) -> Callable[[], dict[str, float]]:
     """Metrics on the validation events: of exact scoring, or of predicted actions."""
-    features, batch = _item_features(config, store, codes), config.batch
+    features, batch = features_of(store, codes, config.model), config.batch
     if config.model.output.kind == "actions":
         return RankingValidation(model, features, store, world, tokens=batch.tokens, distinct=batch.distinct)
     validation = Validation(model, features, store, world, tokens=batch.tokens, distinct=batch.distinct)
@@ -220,8 +212,9 @@ def _predict_first(
     batch = config.batch
     if not batch.predict_first:
         return None
-    features, run = _item_features(config, store, codes), Path(config.run)
-    return PredictFirst(model, features, store, world, loader.plan, run, tokens=batch.tokens, distinct=batch.distinct)
+    features = features_of(store, codes, config.model)
+    predictor = Predictor(model, features, store, world, loader.plan, tokens=batch.tokens, distinct=batch.distinct)
+    return PredictFirst(predictor, Path(config.run))
 
 
 def describe_checkpoints(
@@ -237,7 +230,7 @@ def describe_checkpoints(
         config_fingerprint=fingerprint_of(course(config)),
         model=to_plain(config.model),
         vocabulary=dataclasses.asdict(vocabulary),
-        meanings=meanings(store, codes, items=config.model.items.kind == "vocabulary", series=config.model.series > 0),
+        meanings=meanings(store, codes, config.model),
     )
 
 

@@ -9,6 +9,8 @@ n events.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from data.batches import EventColumns
@@ -30,6 +32,13 @@ def num_actions(event_types: int, played_buckets: int, has_played: bool) -> int:
         has_played: whether the store knows how much of an item was played.
     """
     return event_types * (played_buckets + _FURTHER) if played_buckets and has_played else event_types
+
+
+def action_names(event_types: Sequence[str], played_buckets: int, has_played: bool) -> list[str]:
+    """What each action is, by number."""
+    if num_actions(len(event_types), played_buckets, has_played) == len(event_types):
+        return list(event_types)
+    return [f"{name}/{bucket}" for name in event_types for bucket in range(played_buckets + _FURTHER)]
 
 
 def num_rows(event_types: int, played_buckets: int, has_played: bool, series_values: int = 0) -> int:

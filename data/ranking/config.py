@@ -53,6 +53,8 @@ class ActionsConfig:
             faults.append(
                 f"`weights` has {len(self.weights)} numbers for {len(self.tasks)} tasks: give one each, or none"
             )
+        if self.weights and not any(self.weights):
+            faults.append("`weights` are all 0, so that nothing would be learnt: give at least one above 0")
         if faults:
             raise InputError(*faults)
 

@@ -13,17 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from common.errors import InputError
 from data.ranking.tasks import parse_tasks
-from evaluation.outputs import write_table_atomically
+from evaluation.outputs import ABOUT, EVALUATE, reading, write_table_atomically
 from evaluation.ranking.predictions import Predictions
 
-PREDICTIONS = "predictions.parquet"
-
 _USER, _EVENT, _PREDICTED, _LABEL = "user", "event", "predicted/", "label/"
-_ABOUT = b"segue"
 
 
 @dataclass(frozen=True)
@@ -47,21 +42,21 @@ def write_predictions(path: Path, found: Predictions, tasks: Sequence[str], abou
     columns |= {f"{_PREDICTED}{name}": found.predicted_nT[:, at] for at, name in enumerate(names)}
     columns |= {f"{_LABEL}{name}": found.labels_nT[:, at] for at, name in enumerate(names)}
     content = json.dumps({"tasks": list(tasks), "about": about})
-    table = pa.table(columns).replace_schema_metadata({_ABOUT: content})
+    table = pa.table(columns).replace_schema_metadata({ABOUT: content})
     write_table_atomically(path, table)
 
 
-def read_predictions(path: Path) -> PredictionFile:
+def read_predictions(path: Path, remedy: str = EVALUATE) -> PredictionFile:
     """What `write_predictions` wrote.
+
+    Args:
+        remedy: what to do where it cannot be read.
 
     Raises:
         InputError: there is none, or it is another kind of file.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; evaluate that run first: python -m evaluation.evaluate run=…")
-    try:
-        table = pq.read_table(path)
-        content = json.loads(table.schema.metadata[_ABOUT])
+    with reading(path, "predictions", remedy) as table:
+        content = json.loads(table.schema.metadata[ABOUT])
         names = [task.name for task in parse_tasks(content["tasks"])]
 
         def columns(kind: str) -> np.ndarray:
@@ -72,5 +67,3 @@ def read_predictions(path: Path) -> PredictionFile:
             table[_USER].to_numpy(), table[_EVENT].to_numpy(), columns(_PREDICTED), columns(_LABEL)
         )
         return PredictionFile(predictions, tuple(content["tasks"]), content["about"])
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as predictions: {error}; evaluate again") from None

@@ -27,7 +27,7 @@ class TaskSummary:
     Args:
         name, kind: of the task.
         requests, users: that it asks something of.
-        mean_label, mean_prediction: over these requests; 0 where there are none.
+        mean_label, mean_prediction: over these requests; None where there are none.
         figures: by the names of `evaluation.ranking.metrics`, those that have something beneath.
         reliability: a binary task's curve, with bins of equal mass.
     """
@@ -36,10 +36,15 @@ class TaskSummary:
     kind: str
     requests: int
     users: int
-    mean_label: float
-    mean_prediction: float
+    mean_label: float | None
+    mean_prediction: float | None
     figures: dict[str, Figure]
     reliability: Calibration | None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The figures without their intervals."""
+        return {name: figure.value for name, figure in self.figures.items()}
 
 
 def summarise(
@@ -73,8 +78,8 @@ def summarise(
                 asked.task.kind,
                 len(labels_X),
                 len(np.unique(asked.users_X)),
-                float(labels_X.mean()) if len(labels_X) else 0.0,
-                float(predictions_X.mean()) if len(labels_X) else 0.0,
+                float(labels_X.mean()) if len(labels_X) else None,
+                float(predictions_X.mean()) if len(labels_X) else None,
                 with_intervals(values[name], resamples.get(name, {})),
                 calibration(predictions_X, labels_X > 0) if binary else None,
             )

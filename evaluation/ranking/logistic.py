@@ -10,6 +10,7 @@ E events · n events of a task · T tasks · K features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch.nn import functional as F
 
 from data import schema
 from data.event_store import EventStore
-from data.ranking.tasks import BINARY, Task
+from data.ranking.tasks import BINARY, REGRESSION, Labels, Task, parse_tasks
+from data.store_columns import event_columns
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -32,6 +34,10 @@ RECENT = 10
 
 RIDGE = 1e-4
 """Penalty on squared weights of features whose standard deviation is 1."""
+
+
+NOTHING_KNOWN = {BINARY: 0.5, REGRESSION: 0.0}
+"""What is predicted where no label has been seen."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,14 @@ class Columns:
     labels_ET: npt.NDArray[np.float32]
 
 
-def columns_of(store: EventStore, labels_ET: npt.NDArray[np.float32]) -> Columns:
-    """Of a store; an item without artists has an artist of its own, that of all such items."""
+def columns_of(store: EventStore, tasks: Sequence[str]) -> Columns:
+    """Of a store; an item without artists has an artist of its own, that of all such items.
+
+    Raises:
+        InputError: the store lacks what a task asks about.
+    """
+    labels = Labels(parse_tasks(tasks), store.event_types, has_played=store.has_column(schema.PLAYED_RATIO))
+    labels_ET = labels.of(event_columns(store), np.arange(store.num_events))
     items_E = store.column(schema.ITEM).astype(np.int64)
     starts_N, values = store.artist_offsets, store.artist_values
     first_N = np.full(store.num_items, store.num_artists, dtype=np.int64)
@@ -63,7 +75,7 @@ def columns_of(store: EventStore, labels_ET: npt.NDArray[np.float32]) -> Columns
 def logistic_predictions(
     tasks: tuple[Task, ...], columns: Columns, fit_E: npt.NDArray[np.bool_], asked_n: Ints
 ) -> npt.NDArray[np.float32]:
-    """Predictions [n, T] of the events `asked_n`, each known by what came before it.
+    """Predictions [n, T] of the events `asked_n`, each known by what came before it; `NOTHING_KNOWN` without a label.
 
     Args:
         fit_E: the events that may be learnt from.
@@ -74,6 +86,7 @@ def logistic_predictions(
         has_E = ~np.isnan(labels_E)
         fitted = np.flatnonzero(fit_E & has_E)
         if not len(fitted):
+            predicted_nT[:, place] = NOTHING_KNOWN[task.kind]
             continue
         features_EK = running_features(columns, labels_E, fit_E, float(labels_E[fitted].mean()))
         predicted_nT[:, place] = _fit(features_EK[fitted], labels_E[fitted], features_EK[asked_n], task.kind)
@@ -119,7 +132,12 @@ def _recent(users_E: Ints, labels_E: Floats, has_E: npt.NDArray[np.bool_], mean:
 
 
 def _fit(known_nK: Floats, labels_n: Floats, asked_mK: Floats, kind: str) -> Floats:
-    """Weights by L-BFGS, on features brought to mean 0 and deviation 1."""
+    """Weights by L-BFGS, on features brought to mean 0 and deviation 1.
+
+    What is asked is moved to the nearest value that a feature had in the fit: beyond it a weight says nothing, and of a
+    feature that was constant there the deviation is a rounding.
+    """
+    asked_mK = np.clip(asked_mK, known_nK.min(axis=0), known_nK.max(axis=0))
     centre_K, scale_K = known_nK.mean(axis=0), known_nK.std(axis=0) + 1e-9
     x_nK = torch.from_numpy((known_nK - centre_K) / scale_K)
     y_n = torch.from_numpy(labels_n)

@@ -24,7 +24,7 @@ R requests, each of one user and candidate · T tasks · X requests that a task 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,23 +154,20 @@ def values_of(sums: TaskSums, num_users: int) -> dict[str, float]:
     return {name: value for name, value in figures.items() if not np.isnan(value)}
 
 
-def gain(
-    tasks: Sequence[Task], predictions_RT: Table, labels_RT: Table, users_R: Ints, weights: Sequence[float] = ()
-) -> float:
+def gain_of(values: Sequence[Mapping[str, float]], weights: Sequence[float]) -> float:
     """How much better than the mean label the predictions are, by which checkpoints are chosen: larger is better.
 
-    The mean over tasks of 1 − NE (binary) or R² (regression): 0 is predicting the mean label always, 1 is perfect. A
-    task whose labels are all equal has neither and is left out; where that is all of them, the gain is 0.
+    The weighted mean over tasks of 1 − NE (binary) or R² (regression): 0 is predicting the mean label always, 1 is
+    perfect. A task whose labels are all equal has neither and is left out; where that is all of them, the gain is 0.
 
     Args:
-        weights: of the tasks, as in the loss; none: 1 each.
+        values: figures of each task, as from `values_of`.
+        weights: of the tasks, as in the loss.
     """
     gained, weight_of_all = 0.0, 0.0
-    weighted = zip(asked_of(tasks, predictions_RT, labels_RT, users_R), weights or (1.0,) * len(tasks), strict=True)
-    for asked, weight in weighted:
-        values = values_of(sums_of(asked), asked.num_users)
-        if "ne" in values or "r2" in values:
-            gained += weight * (1 - values["ne"] if "ne" in values else values["r2"])
+    for figures, weight in zip(values, weights, strict=True):
+        if "ne" in figures or "r2" in figures:
+            gained += weight * (1 - figures["ne"] if "ne" in figures else figures["r2"])
             weight_of_all += weight
     return gained / weight_of_all if weight_of_all else 0.0
 

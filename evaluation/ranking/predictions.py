@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.errors import InputError
 from common.progress import Progress
 from data.batches import Batch
 from data.event_store import EventStore
@@ -80,6 +81,9 @@ def predict_events(
     Args:
         loader: of one bin a step, not shared out, the same on every rank.
         label: names the progress line; empty shows none.
+
+    Raises:
+        InputError: a prediction is no number, on all ranks alike.
     """
     assert (loader.bins, loader.world_size) == (1, 1)
     steps, found = loader.steps_per_epoch(epoch), list[Predictions]()
@@ -97,9 +101,7 @@ def predict_events(
 
 def _of_batch(predict: Predict, batch: Batch, windows: Windows, store: EventStore, world: World) -> Predictions:
     assert batch.labels_LT is not None
-    index_B = batch.window_index_B.numpy()
-    own = Windows(windows.user[index_B], windows.start[index_B], windows.stop[index_B], windows.learn_from[index_B])
-    users_n, events_n = predicted_events(store, own)
+    users_n, events_n = predicted_events(store, windows.take(batch.window_index_B.numpy()))
     predicted_nT, rows_n = predict(batch.to(world.device))
     assert len(rows_n) == len(events_n)
     labels_nT = batch.labels_LT[rows_n.cpu()].numpy()
@@ -107,9 +109,24 @@ def _of_batch(predict: Predict, batch: Batch, windows: Windows, store: EventStor
 
 
 def _gathered(found: list[Predictions], world: World) -> Predictions | None:
+    _check_numbers(found, world)
     everyone: list[list[Predictions] | None] | None = [None] * world.size if world.is_main else None
     dist.gather_object(found, everyone, dst=0)
     return None if everyone is None else joined([one for part in everyone for one in part or []])
+
+
+def _check_numbers(found: list[Predictions], world: World) -> None:
+    """Parameters may be broken where the losses before were sound: a row of a table that was not asked for since."""
+    broken = [one.events_n[~np.isfinite(one.predicted_nT).all(axis=1)] for one in found]
+    own = (sum(map(len, broken)), min((int(events_n.min()) for events_n in broken if len(events_n)), default=-1))
+    told: list[tuple[int, int]] = [own] * world.size
+    dist.all_gather_object(told, own)
+    total, first = sum(count for count, _ in told), min((event for _, event in told if event >= 0), default=-1)
+    if total:
+        raise InputError(
+            f"{total} predictions are no finite numbers, the first of them that of event {first} of the store: the "
+            f"model's parameters are broken; take an earlier checkpoint, or train with lower rates"
+        )
 
 
 def joined(parts: list[Predictions]) -> Predictions:

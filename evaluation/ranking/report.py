@@ -116,7 +116,11 @@ def _tables(models: Mapping[str, Summary]) -> list[str]:
     for task, shown in next(iter(models.values())).items():
         names = [name for name in SHOWN if any(name in tasks[task] for tasks in models.values())]
         found = {model: tasks[task] for model, tasks in models.items()}
-        sections += [heading(task, level=3), _table(found, names)]
+        sections.append(heading(task, level=3))
+        if not names:
+            sections.append(note("None of these events has what the task asks about."))
+            continue
+        sections.append(_table(found, names))
         main = _main(shown)
         intervals = [
             Interval(model, "", figures[main], *figures["intervals_95"][main])

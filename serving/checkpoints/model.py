@@ -14,7 +14,9 @@ from torchrec.distributed import DistributedModelParallel
 from common.config import from_plain
 from common.errors import InputError
 from common.storage import Storage, open_storage
+from data.batches import ItemFeatures
 from data.event_store import EventStore
+from data.store_columns import item_features
 from model.config import ModelConfig, Vocabulary
 from model.embeddings import (
     CODE_TABLE,
@@ -115,6 +117,12 @@ def check_belongs(manifest: Manifest, where: str, store: EventStore, codes: Code
             )
     if faults:
         raise InputError(*faults)
+
+
+def features_of(store: EventStore, codes: CodeTable, cfg: ModelConfig) -> ItemFeatures:
+    """The items of a store with their codes, as batches for a model have them."""
+    hashed = cfg.items.kind == "hashed"
+    return item_features(store, codes.codes_NC, codes.codes_per_level, cfg.qr_remainders, keys=hashed)
 
 
 def build_sharded(

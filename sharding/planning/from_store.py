@@ -52,8 +52,7 @@ def sizes_of_store(config: PlanConfig) -> DataSizes:
     items = sum(batch.item_ids.values().numel() for batch in batches)
     artists = sum(batch.features.length_per_key()[batch.features.keys().index("artist_quotient")] for batch in batches)
     lengths = loader.lengths(0)
-    output = config.model.output
-    event_types = event_type_rows(store, output.actions if output.kind == "actions" else None)
+    event_types = event_type_rows(store, config.model.output.ranking)
     return DataSizes(
         items=store.num_items,
         artists=store.num_artists,

@@ -47,11 +47,11 @@ def test_ranks_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_what_is_not_such_a_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="evaluate that run first"):
+    with pytest.raises(InputError, match="no such file; evaluate that run"):
         read_ranks(tmp_path / "absent.parquet")
     (tmp_path / "text.parquet").write_text("not Parquet")
-    with pytest.raises(InputError, match="evaluate again"):
+    with pytest.raises(InputError, match="cannot be read as the ranks of an evaluation"):
         read_ranks(tmp_path / "text.parquet")
     pq.write_table(pa.table({"item": [1], "exact": [1]}), tmp_path / "old.parquet")
-    with pytest.raises(InputError, match="evaluate again"):
+    with pytest.raises(InputError, match="cannot be read as the ranks of an evaluation"):
         read_ranks(tmp_path / "old.parquet")

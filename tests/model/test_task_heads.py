@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from data.ranking.config import FORMS, INTERACTIONS, INTERLEAVED, ActionsConfig
 from model.heads_config import HeadsConfig
-from model.task_heads import TaskHeads
+from model.task_heads import RAREST, TaskHeads
 
 TASKS = ["like: event_type is like", "played: played_ratio / 100", "listened: played_ratio >= 50"]
 NAN = math.nan
@@ -123,3 +123,23 @@ def test_starts_near_one_half_and_without_preference() -> None:
     logits_TK = heads(F.normalize(torch.randn(1000, 64), dim=1))
     assert logits_TK.abs().mean() < 0.5
     assert 0.05 < logits_TK.std() < 1
+
+
+def test_predictions_begin_at_the_mean_label() -> None:
+    heads = make()
+    with torch.no_grad():
+        heads.outer_KW.zero_()
+    heads.start_from(torch.tensor([0.25, 3.5, 0.0]), torch.tensor([0.4, 2.0, 0.0]))
+    x_TD, _ = given(heads)
+    said_TK = heads.predictions(heads(x_TD))
+    wanted_K = torch.tensor([0.25, 3.5, RAREST])  # never so sure that the first exception costs everything
+    torch.testing.assert_close(said_TK, wanted_K.expand(6, 3))
+    loss = heads.loss(x_TD, None, torch.tensor([[NAN, 5.5, NAN]] * 6))
+    assert loss.level_loss_sum_C[1].item() == pytest.approx(6 * 1.0), "of one deviation, whatever the unit"
+
+
+def test_labels_that_are_all_alike_are_measured_as_they_are() -> None:
+    heads = make(tasks=["rating: event_type number"])
+    heads.start_from(torch.tensor([4.0]), torch.tensor([0.0]))
+    assert heads.deviation_K.tolist() == [1.0]
+    assert heads.mean_K.tolist() == [4.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,12 +15,19 @@ import torch
 
 from data import prepare
 from data.event_store import EventStore
+from data.sequences import make_plan
 from data.series import writer
 from data.split import training_events
 from evaluation import evaluate
-from evaluation.ranking.files import PREDICTIONS, read_predictions
+from evaluation.outputs import PREDICTIONS
+from evaluation.ranking.files import read_predictions
+from evaluation.ranking.logistic import columns_of
+from evaluation.ranking.predictor import Predictor
 from evaluation.ranking.streaming import FIGURES, FOLDER
 from semantic_ids import fit
+from semantic_ids.codes.code_table import CodeTable
+from serving.checkpoints.model import features_of, find_chain, load_model, run_storage
+from sharding.world import open_world
 from tests.conftest import Prepared
 from tests.evaluation.test_evaluate import evaluate_here
 from tests.ranks import run_on_ranks
@@ -68,6 +76,19 @@ def test_every_form_learns_and_is_validated(runs: dict[str, Path], name: str) ->
     validations = records(runs[name], "validation")
     assert len(validations) == 3
     assert {"gain", "like/ne", "listened/auc", "played/mse"} <= set(validations[-1])
+
+
+def test_training_begins_at_the_mean_label(prepared: Prepared, tmp_path: Path) -> None:
+    still = ["max_steps=1", "optimizer.learning_rate=0.0", "optimizer.sparse_learning_rate=0.0", "batch.tokens=80"]
+    assert train_here(prepared, tmp_path / "run", *RANKING, *still) == 0
+    store, found = EventStore.open(prepared.store), parameters(tmp_path / "run")
+    columns = columns_of(store, ast.literal_eval(TASKS))
+    labels_ET = columns.labels_ET[training_events(store.offsets, store.split())]
+    rates = torch.from_numpy(np.nanmean(labels_ET, axis=0))
+    torch.testing.assert_close(found["tower.heads.bias_K"][:2].sigmoid(), rates[:2])
+    torch.testing.assert_close(found["tower.heads.mean_K"], torch.tensor([0.0, 0.0, rates[2]]))
+    spread = torch.tensor([1.0, 1.0, float(np.nanstd(labels_ET[:, 2]))])
+    torch.testing.assert_close(found["tower.heads.deviation_K"], spread)
 
 
 @pytest.mark.parametrize("name", ["interleaved", "merged"])
@@ -201,23 +222,35 @@ def test_a_stream_is_predicted_before_it_is_learnt_from(prepared: Prepared, tmp_
     assert np.sort(events).tolist() == np.flatnonzero(may_be_E).tolist()
     assert figures["predictions"] == len(events)
     assert figures["periods"] == len(files) == len(records(whole, "stream")) > 3
-    assert train_here(prepared, cut, *keys, "max_steps=5") == 0
-    assert train_here(prepared, cut, *keys, "resume=true") == 0
-    assert json.loads((cut / FIGURES).read_text()) == figures
+    places = [(record["step"], record["epoch"]) for record in records(whole, "stream")]
+    for cut_at in (5, places[2][0]):  # within a period, and behind one: the next was predicted, but not learnt from
+        assert train_here(prepared, cut, *keys, f"max_steps={cut_at}", "overwrite=true") == 0
+        assert train_here(prepared, cut, *keys, "resume=true") == 0
+        assert json.loads((cut / FIGURES).read_text()) == figures
+        assert [(record["step"], record["epoch"]) for record in records(cut, "stream")] == places
 
 
 def test_predictions_of_a_period_are_those_of_the_model_before_it(prepared: Prepared, tmp_path: Path) -> None:
-    """A model that never moves predicts the same; one that does differs only after the first period."""
-    keys = [*RANKING, *STREAM, *NO_DROPOUT, "batch.tokens=80", "validate_every=1000", "epochs=2"]
-    still = ["optimizer.learning_rate=0.0", "optimizer.sparse_learning_rate=0.0"]
-    assert train_here(prepared, tmp_path / "moves", *keys) == 0
-    assert train_here(prepared, tmp_path / "still", *keys, *still) == 0
-    both = [
-        [read_predictions(path).predictions.predicted_nT for path in sorted((tmp_path / name / FOLDER).iterdir())]
-        for name in ("moves", "still")
-    ]
-    assert np.array_equal(both[0][0], both[1][0])
-    assert not np.allclose(both[0][1], both[1][1])
+    """Each period but the first, by the checkpoint from before it was learnt from, read back."""
+    keys = [*RANKING, *STREAM, *NO_DROPOUT, "batch.tokens=80", "validate_every=1", "patience=0", "epochs=4"]
+    run = tmp_path / "run"
+    assert train_here(prepared, run, *keys, "checkpoint.keep=100") == 0
+    before = {record["epoch"]: record["step"] for record in records(run, "stream")}
+    assert len(before) >= 3
+    store = EventStore.open(prepared.store)
+    codes = CodeTable.open(prepared.codes, store)
+    split, storage = store.split(), run_storage(run)
+    plan = make_plan("stream", store.offsets, store.column("timestamp"), split, 32, seed=0, period_seconds=10_000)
+    with open_world() as world:
+        for period in sorted(before)[1:]:
+            chain = find_chain(storage, f"step-{before[period]:08d}")
+            model = load_model(storage, chain, world)
+            features = features_of(store, codes, model.module.tower.cfg)
+            found = Predictor(model, features, store, world, plan, tokens=80).predict(period)
+            file = read_predictions(run / FOLDER / f"period-{period:05d}.parquet")
+            assert found is not None
+            assert np.array_equal(found.events_n, file.predictions.events_n)
+            np.testing.assert_allclose(found.predicted_nT, file.predictions.predicted_nT, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from common.seeding import set_random_states
 from common.storage import Storage, open_storage
 from data.event_store import EventStore
 from data.loader import Loader
-from data.schema import ITEM, ITEMS_FILE
-from model.config import ItemTableConfig
+from data.ranking.actions import action_names
+from data.schema import ITEM, ITEMS_FILE, PLAYED_RATIO
+from model.config import ItemTableConfig, ModelConfig
 from model.embeddings import ARTIST_QUOTIENT, ARTIST_REMAINDER, EVENT_TYPE, ITEM_TABLE
+from model.heads_config import HeadsConfig
 from semantic_ids.codes.code_table import CodeTable
 from semantic_ids.codes.code_table_files import read_item_ids
 from serving.checkpoints.chain import Link
@@ -41,6 +43,8 @@ from sharding.world import World
 from trainer.config import TrainConfig
 from trainer.loop import Progress
 from trainer.optimizers import Optimizers
+
+_HEADS = "tower.heads."
 
 
 def training_state(model: DistributedModelParallel, optimizers: Optimizers) -> dict[str, Tensor]:
@@ -87,22 +91,25 @@ def resume(
     return progress
 
 
-def meanings(store: EventStore, codes: CodeTable, *, items: bool = False, series: bool = False) -> dict[str, list[Any]]:
-    """What the rows of tables stand for: [digest, number] of artists, event types, with the values of slow series where
-    the model reads `series`, and items where there is a table of them whose rows are the catalogue's; [digest] of the
-    codebooks."""
+def meanings(store: EventStore, codes: CodeTable, cfg: ModelConfig) -> dict[str, list[Any]]:
+    """What the rows of tables stand for: [digest, number] of artists, of rows of `event_type`, and of items where there
+    is a table of them whose rows are the catalogue's; [digest] of the codebooks."""
     found = {
         "artists": _named(store.artist_ids),
-        "event_types": _named(_event_types(store, series=series)),
+        "event_types": _named(_event_types(store, cfg)),
         "codes": [hashlib.sha256(codes.codebooks_CVd.tobytes()).hexdigest()[:16]],
     }
-    return found | {"items": _named(_item_ids(store))} if items else found
+    return found | {"items": _named(_item_ids(store))} if cfg.items.kind == "vocabulary" else found
 
 
-def _event_types(store: EventStore, *, series: bool) -> pa.Array:
-    """Names of the event types and, where a model reads `series`, of their values."""
-    values = map(store.series.told, range(store.series.num_values)) if series else ()
-    return pa.array([*store.event_types, *values], type=pa.string())
+def _event_types(store: EventStore, cfg: ModelConfig) -> pa.Array:
+    """Names of the rows of `event_type`: types or, of a model that predicts actions, these and series' values."""
+    ranking = cfg.output.ranking
+    if ranking is None:
+        return pa.array(store.event_types, type=pa.string())
+    names = action_names(store.event_types, ranking.played_buckets, store.has_column(PLAYED_RATIO))
+    values = map(store.series.told, range(store.series.num_values)) if ranking.series else ()
+    return pa.array([*names, *values], type=pa.string())
 
 
 def _item_ids(store: EventStore) -> pa.ChunkedArray:
@@ -139,9 +146,9 @@ def warm_start(config: TrainConfig, model: DistributedModelParallel, store: Even
             shards = table_shards(model)
             hashed = hashed_tables(model).keys()
             own = sharded_tables(model).keys() - hashed
-            unknown = _unlike(manifest.meanings, store, own, series=config.model.series > 0)
+            unknown = _unlike(manifest.meanings, store, own, config.model)
             unknown |= dict.fromkeys(hashed, why) if (why := _hashed_otherwise(manifest, config.model.items)) else {}
-            if manifest.meanings["codes"] != meanings(store, codes)["codes"]:
+            if manifest.meanings["codes"] != meanings(store, codes, config.model)["codes"]:
                 told.append("its codebooks are others: a code's row goes to the code of the same label")
             told += [f"table `{table}` begins anew: {why}" for table, why in unknown.items()]
             shards = [shard for shard in shards if shard.table not in unknown]
@@ -150,14 +157,30 @@ def warm_start(config: TrainConfig, model: DistributedModelParallel, store: Even
             if hashed - unknown.keys():
                 load_hash_state(model, reader.maps())
         if config.start_parts != "tables":
-            fill_dense(dense_tensors(model), saved_model(reader), where)
+            told += _start_dense(config.model.output, manifest, model, saved_model(reader), where)
     return "; ".join(told)
 
 
-def _unlike(theirs: dict[str, list[Any]], store: EventStore, own: Collection[str], *, series: bool) -> dict[str, str]:
+def _start_dense(
+    output: HeadsConfig, theirs: Manifest, model: DistributedModelParallel, saved: dict[str, Tensor], where: str
+) -> list[str]:
+    """Fill the dense part; but not heads that answer other questions there, and say so."""
+    own, told = dense_tensors(model), []
+    kind, tasks = theirs.model["output"]["kind"], theirs.model["output"]["actions"]["tasks"]
+    if (kind, list(tasks)) != (output.kind, list(output.actions.tasks)):
+        own, saved = (
+            {name: value for name, value in tensors.items() if not name.startswith(_HEADS)} for tensors in (own, saved)
+        )
+        asked = f"its tasks are {list(tasks)}" if kind == output.kind else f"its output is {kind}"
+        told.append(f"heads begin anew: {asked} there")
+    fill_dense(own, saved, where)
+    return told
+
+
+def _unlike(theirs: dict[str, list[Any]], store: EventStore, own: Collection[str], cfg: ModelConfig) -> dict[str, str]:
     """Those of our `own` tables whose rows mean something else there, and why."""
     tables = {"artists": (ARTIST_QUOTIENT, ARTIST_REMAINDER), "event_types": (EVENT_TYPE,), "items": (ITEM_TABLE,)}
-    names = {"artists": store.artist_ids, "event_types": _event_types(store, series=series)}
+    names = {"artists": store.artist_ids, "event_types": _event_types(store, cfg)}
     found: dict[str, str] = {}
     if ITEM_TABLE in own and "items" in theirs:
         names["items"] = _item_ids(store)

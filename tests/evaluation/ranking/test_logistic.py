@@ -85,4 +85,24 @@ def test_a_task_that_nothing_was_asked_of_predicts_nothing() -> None:
     columns = made_up(50)
     columns.labels_ET[:, 0] = np.nan
     predicted_nT = logistic_predictions((LIKE, RATING), columns, np.ones(50, bool), np.arange(50))
-    assert not predicted_nT[:, 0].any()
+    assert (predicted_nT[:, 0] == 0.5).all()
+
+
+def test_a_feature_that_was_constant_in_the_fit_says_nothing() -> None:
+    """Each user has one fitted event, so that nothing was known before any: a later request knows something."""
+    random, users = np.random.default_rng(0), 400
+    users_E = np.repeat(np.arange(users), 2)
+    rating_E = random.uniform(0, 100, 2 * users).astype(np.float32)
+    labels_ET = np.stack([(rating_E > 50).astype(np.float32), rating_E], axis=1)
+    items_E = np.arange(2 * users)
+    columns = Columns(users_E, items_E, items_E, np.arange(2 * users), labels_ET)
+    asked_n = np.arange(1, 2 * users, 2)
+    predicted_nT = logistic_predictions((LIKE, RATING), columns, np.arange(2 * users) % 2 == 0, asked_n)
+    assert np.square(predicted_nT[:, 1] - rating_E[asked_n]).mean() < 1.1 * rating_E[asked_n].var()
+    assert ((predicted_nT[:, 0] > 0.3) & (predicted_nT[:, 0] < 0.7)).all()
+
+
+def test_without_labels_there_is_nothing_to_say() -> None:
+    columns = made_up(50)
+    predicted_nT = logistic_predictions((LIKE, RATING), columns, np.zeros(50, dtype=bool), np.arange(5))
+    assert predicted_nT.tolist() == [[0.5, 0.0]] * 5

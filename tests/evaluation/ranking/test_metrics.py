@@ -11,7 +11,7 @@ from torchmetrics.functional.regression import r2_score
 from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
 from evaluation.metrics.calibration import calibration
-from evaluation.ranking.metrics import NEAREST, gain, sums_of
+from evaluation.ranking.metrics import NEAREST, asked_of, gain_of, sums_of, values_of
 from tests.evaluation.ranking.helpers import BOTH, LIKE, PLAYED, figures, made_up, only_asked
 
 
@@ -108,25 +108,30 @@ def test_an_audience_is_its_users_as_often_as_they_stand_in_it(column: int) -> N
         assert {name: found[name][row] for name in wanted} == {name: pytest.approx(v) for name, v in wanted.items()}
 
 
+def gain(
+    predictions: np.ndarray, labels: np.ndarray, users: np.ndarray, weights: tuple[float, float] = (1.0, 1.0)
+) -> float:
+    every = asked_of(BOTH, predictions, labels, users)
+    return gain_of([values_of(sums_of(asked), asked.num_users) for asked in every], weights)
+
+
 def test_gain_is_one_less_ne_and_r2() -> None:
     predictions, labels, users = made_up(0, 300, 20)
     ne = figures(LIKE, predictions[:, 0], labels[:, 0])["ne"]
     r2 = figures(PLAYED, predictions[:, 1], labels[:, 1])["r2"]
-    assert gain(BOTH, predictions, labels, users) == pytest.approx((1 - ne + r2) / 2)
-    assert gain(BOTH, predictions, labels, users, (3.0, 1.0)) == pytest.approx((3 * (1 - ne) + r2) / 4)
+    assert gain(predictions, labels, users) == pytest.approx((1 - ne + r2) / 2)
+    assert gain(predictions, labels, users, (3.0, 1.0)) == pytest.approx((3 * (1 - ne) + r2) / 4)
     perfect = np.nan_to_num(labels)
-    assert gain(BOTH, perfect, labels, users) == pytest.approx(1, abs=1e-5)
+    assert gain(perfect, labels, users) == pytest.approx(1, abs=1e-5)
 
 
 def test_gain_leaves_out_what_cannot_be_better_than_anything() -> None:
     predictions, labels, users = made_up(0, 300, 20)
     labels[:, 0] = 1
-    assert gain(BOTH, predictions, labels, users) == pytest.approx(
-        figures(PLAYED, predictions[:, 1], labels[:, 1])["r2"]
-    )
+    assert gain(predictions, labels, users) == pytest.approx(figures(PLAYED, predictions[:, 1], labels[:, 1])["r2"])
     labels[:] = np.nan
-    assert gain(BOTH, predictions, labels, users) == 0.0
-    assert gain(BOTH, predictions[:0], labels[:0], users[:0]) == 0.0
+    assert gain(predictions, labels, users) == 0.0
+    assert gain(predictions[:0], labels[:0], users[:0]) == 0.0
 
 
 def test_what_is_wrong_with_the_arrays_is_noticed() -> None:
