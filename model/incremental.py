@@ -127,7 +127,7 @@ class Incremental:
         assert not self.tower.training, "dropout would make what is kept a matter of chance"
         bounds = list(itertools.pairwise(tokens.offsets.tolist()))
         assert len(bounds) == len(pasts), (len(bounds), len(pasts))
-        first_L = torch.tensor([past.length for past in pasts], device=x_LD.device)
+        first_L = torch.tensor([past.length for past in pasts], dtype=torch.int64, device=x_LD.device)
         first_L = first_L.repeat_interleave(tokens.offsets.diff(), output_size=len(x_LD))
         tokens = dataclasses.replace(tokens, positions_L=tokens.positions_L + first_L)
         taken: set[int] = set()
@@ -179,7 +179,7 @@ class Incremental:
         bounds = list(itertools.pairwise(tokens.offsets.tolist()))
         asked = [self._ask(past, tokens, *own) for past, own in zip(pasts, bounds, strict=True)]
         out_MD, scratch = torch.empty_like(x_MD), Scratch()
-        place_M = torch.tensor([past.length for past in pasts], device=x_MD.device)
+        place_M = torch.tensor([past.length for past in pasts], dtype=torch.int64, device=x_MD.device)
         place_M = place_M.repeat_interleave(tokens.offsets.diff(), output_size=len(x_MD))
         for start in range(0, len(x_MD), microbatch):
             part = slice(start, min(start + microbatch, len(x_MD)))

@@ -156,7 +156,7 @@ class Recommender(nn.Module):
     Args:
         cfg: the model.
         ebc: an EmbeddingBagCollection of `model.embeddings`, on any device, sharded later or never.
-        vocabulary: sizes from the data.
+        vocabulary: sizes from the data; kept, since whoever reads for the model must have the same.
         items: an EmbeddingCollection of `model.embeddings`, in the same way; None in a model without a table of items.
     """
 
@@ -166,7 +166,7 @@ class Recommender(nn.Module):
         """The tower is built here, the embeddings are given."""
         super().__init__()
         assert (items is not None) == (cfg.items.kind != "none"), cfg.items
-        self.ebc = ebc
+        self.ebc, self.vocabulary = ebc, vocabulary
         self.item_table = items
         self.tower = Tower(cfg, vocabulary)
 

@@ -1,7 +1,7 @@
 """What is kept of users between requests: their events, and what the model has read of them.
 
 Memory of a cache: `model.incremental.token_bytes` for each token that there is room for, which are at most an eighth
-and 64 more than have been read, and 40 bytes an event. A history is never longer than the model's window, and a
+and 64 more than have been read, and at most 48 bytes an event. A history is never longer than the model's window, and a
 `CachePool` holds caches up to so many bytes.
 
 Shapes: D width.
@@ -12,13 +12,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.errors import InputError
+from data.batches import ItemFeatures
 from model.past import Past
 from model.recommender import Recommender
 from serving.user_events import UserEvents
@@ -29,12 +29,16 @@ from serving.user_series import PlacedSeries, UserSeries
 class UserCache:
     """What a model has read of one user. It never changes; `MFalcon.extend` gives another.
 
+    Requests write behind it, in its memory: a cache, and those that it was extended to, are asked and extended by one
+    thread at a time.
+
     Attributes:
         fingerprint: of the model.
         events: the newest of the user's, as many as a window has at most.
         dropped: how many older ones there were.
         past: of the tokens of the first `read` events.
-        read: all but the newest, where the clock of that is still unknown; else all.
+        read: all but the newest where that waits for the request, as its clock does and what is known of series
+            behind it; else all.
         newest_D: the normalised state of the newest token, where it has been read for good.
         series: all that is told of the user's slow series.
         placed: of these, what was read in front of the first `read` events.
@@ -114,12 +118,25 @@ class CachePool:
             self.nbytes -= self._held.pop(user)[1]
 
 
-def model_fingerprint(model: Recommender, made_from: Iterable[str] = ()) -> str:
-    """A hash of the configuration, of every dense parameter, and of what the model was trained with."""
+def model_fingerprint(model: Recommender, features: ItemFeatures, sample_LD: Tensor) -> str:
+    """A hash of all that keys and values come from, but for the tables, of which a sample stands for the rest.
+
+    Of the configuration, every dense parameter, codes, artists and keys of all items; tables may be sharded, and are
+    large, and no step of training changes them alone.
+
+    Args:
+        sample_LD: vectors that tables give for some events.
+    """
     digest = hashlib.sha256(repr(dataclasses.asdict(model.tower.cfg)).encode())
-    for name, value in sorted(model.tower.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    for one in made_from:
-        digest.update(f"made from {one} ".encode())
+    of_items = {
+        "codes": features.codes_NC,
+        "artist offsets": features.artist_offsets,
+        "artists": features.artist_values,
+        "keys": features.keys_N,
+        "sample": sample_LD,
+    }
+    for name, value in (*sorted(model.tower.state_dict().items()), *of_items.items()):
+        if value is not None:
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

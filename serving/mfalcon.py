@@ -14,11 +14,14 @@ follower is known, and the newest one anew at each request, with the request's t
 
 Slow series. A model that reads them (`actions.series`) is given each user's whole `UserSeries` by `prepare`, and what
 is new by `extend`, with events or alone. What stands in front of events that were read is read for good, what is known
-since then anew at each request. Where a window has more entries than it may, later ones drive out older ones, and where
-an entry comes late, it stands in front of events that were read: then the window is read anew.
+since then anew at each request. An entry that comes late stands in front of events that were read: then the window is
+read anew.
 
 Overflow. A window has `cfg.max_history` events. Beyond it the newest of them are read anew, since every state that is
 kept knows of the events that have left: exactly what a window cut there gives, at the price of a `prepare`.
+
+Threads. A request puts what it reads anew behind what a cache keeps, in the same memory: a cache, and those that it was
+extended to, are asked and extended by one thread at a time. Different users' caches do not meet.
 
 Shapes: B users · M candidates of all users · D width.
 """
@@ -26,7 +29,7 @@ Shapes: B users · M candidates of all users · D width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +42,10 @@ from model.incremental import Incremental, newest_waits
 from model.past import Past
 from model.recommender import Recommender
 from serving.kv_cache import CachePool, UserCache, model_fingerprint
-from serving.request_checks import check_catalogue, check_follows, check_model, same_number
+from serving.reader_checks import check_reader
+from serving.request_checks import check_catalogue, check_follows, check_model, request_times, same_number
 from serving.token_makers import RetrievalTokens, TokenMaker
-from serving.user_events import Ints, UserEvents, whole_numbers
+from serving.user_events import Ints, UserEvents
 from serving.user_series import PlacedSeries, UserSeries, check_series, place
 
 MICROBATCH = 512
@@ -50,18 +54,22 @@ MICROBATCH = 512
 _READ_TOGETHER = 1 << 14
 """Events of several users that are read in one forward; a longer history is read alone."""
 
+_SAMPLED_ITEMS = 1 << 10
+"""Items by which a model's tables are told from others."""
+
 
 class MFalcon:
-    """Scores candidates behind histories that are kept.
+    """Scores candidates behind histories that are kept; a cache is asked by one thread at a time.
 
     Args:
         model: in evaluation mode: unsharded, or the module inside a DistributedModelParallel of one rank.
         features: of the items of the store.
-        event_types: how many kinds of events there are.
-        tokens: how the model reads events and candidates: `RankingTokens` of a model that predicts actions; where it
-            is not given, `RetrievalTokens`.
-        made_from: fingerprints of what the model was trained with (event store, code table), so that caches of a like
-            model of another store are refused.
+        event_types: how many kinds of events the store has that the model was trained on.
+        tokens: how this model reads events and candidates of these items: `RankingTokens` of one that predicts actions;
+            where it is not given, `RetrievalTokens`.
+
+    Raises:
+        InputError: model, items, event types and tokens do not fit one another.
     """
 
     def __init__(
@@ -71,15 +79,22 @@ class MFalcon:
         event_types: int,
         *,
         tokens: TokenMaker | None = None,
-        made_from: Iterable[str] = (),
     ) -> None:
         """Makes the model's fingerprint, once."""
         self.cfg, self.event_types, self.num_items = model.tower.cfg, event_types, len(features.codes_NC)
         self.tokens: TokenMaker = tokens if tokens is not None else RetrievalTokens(model, features)
+        check_reader(self.tokens, model, features, event_types)
         self.reader = Incremental(model.tower)
-        self.fingerprint = model_fingerprint(model, made_from)
+        self.fingerprint = model_fingerprint(model, features, self._sample())
         # What is known of series since the newest event stands behind it, in front of a candidate.
         self._waits = int(newest_waits(self.cfg) or self.cfg.series > 0)
+
+    def _sample(self) -> Tensor:
+        """Vectors of events of some items, of every event type: what the tables say."""
+        at_n = np.arange(min(_SAMPLED_ITEMS, self.num_items))
+        events = UserEvents.of(at_n * self.num_items // max(len(at_n), 1), 0, at_n % self.event_types)
+        x_LD: Tensor = self.tokens.history([events], np.zeros(1, dtype=np.int64))[0]
+        return x_LD
 
     # ── caches ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -91,7 +106,7 @@ class MFalcon:
             series: of each user, all entries; needed where the model reads slow series, and only there.
 
         Raises:
-            InputError: an item or event type outside of the catalogue; series not given, or given in vain.
+            InputError: an item, event type or value outside of the catalogue; series not given, or given in vain.
         """
         self._check_series_given(series)
         nothing = UserEvents.none()
@@ -112,7 +127,7 @@ class MFalcon:
 
         Raises:
             InputError: a cache of another model, events or entries earlier than those of the cache, an item, event type
-                or value outside of the catalogue.
+                or value outside of the catalogue; series given in vain.
         """
         same_number(caches, events, "events")
         check_model(caches, self.fingerprint)
@@ -125,7 +140,8 @@ class MFalcon:
         changed = [row for row in changed if len(grown[row].events)]
         # Those of whom nothing is read go through the attention of training, together.
         unread = [row for row in changed if not grown[row].past.length]
-        for rows in (unread, [row for row in changed if row not in set(unread)]):
+        begun = [row for row in changed if grown[row].past.length]
+        for rows in (unread, begun):
             for together in _groups(rows, [len(grown[row].events) - grown[row].read for row in rows]):
                 for row, cache in zip(together, self._read([grown[row] for row in together]), strict=True):
                     grown[row] = cache
@@ -166,11 +182,11 @@ class MFalcon:
 
     def _appended(self, cache: UserCache, events: UserEvents) -> UserCache:
         """With events that are not read yet; begun anew where they do not fit the window."""
-        together = cache.events + events
-        surplus = len(together) - self.cfg.max_history
+        surplus = len(cache.events) + len(events) - self.cfg.max_history
         if surplus <= 0:
-            return dataclasses.replace(cache, events=together)
-        window = together[surplus:]
+            return dataclasses.replace(cache, events=cache.events + events)
+        # Cut before they are joined: a part of the whole would hold all of it in memory.
+        window = cache.events[surplus:] + events[max(0, surplus - len(cache.events)) :]
         past = self.reader.empty_past()
         return UserCache(self.fingerprint, window, cache.dropped + surplus, past, 0, series=cache.series)
 
@@ -178,6 +194,8 @@ class MFalcon:
         """With entries that are not read yet; of those who have none, the very caches."""
         if series is None:
             return list(caches)
+        self._check_series_given(series)
+        assert self.tokens.series is not None
         same_number(caches, series, "series")
         check_series(self.tokens.series, [cache.series for cache in caches], series)
         return [
@@ -193,11 +211,11 @@ class MFalcon:
         times_k = cache.events.timestamps
         return place(cache.series, times_k, time, rows, self.cfg.series, up_to_next=self.tokens.appends)
 
-    def _still_true(self, cache: UserCache, time: int | None = None) -> UserCache:
+    def _still_true(self, cache: UserCache) -> UserCache:
         """The cache, or one of which nothing is read, where what was read is not what a window has that ends there."""
         if self.tokens.series is None or not cache.read:
             return cache
-        placed = self._placed(cache, int(cache.events.timestamps[-1]) if time is None else time)
+        placed = self._placed(cache, int(cache.events.timestamps[-1]))
         if placed.between(0, cache.read).same(cache.placed):
             return cache
         return dataclasses.replace(cache, past=self.reader.empty_past(), read=0, placed=PlacedSeries.none())
@@ -215,7 +233,7 @@ class MFalcon:
         out, pasts = self.reader.encode_more(*embedded, pasts, wanted=wanted)
         states: Sequence[Tensor | None] = [None] * len(caches)
         if wanted:
-            states = list(self.reader.normalised(out))
+            states = [state_D.clone() for state_D in self.reader.normalised(out)]  # none holds those of others
         return [
             dataclasses.replace(cache, past=past, read=stop, newest_D=state, placed=one.between(0, stop))
             for cache, past, stop, state, one in zip(caches, pasts, stops, states, placed, strict=True)
@@ -235,7 +253,7 @@ class MFalcon:
         Args:
             caches: of the users.
             candidates: of each user, items, or `UserEvents` where a ranking model knows more of them.
-            times: seconds, when each asks; one number for all, or one each.
+            times: seconds, when each asks; a number for all, or one each.
             microbatch: candidates that go through the model at once.
 
         Returns:
@@ -292,7 +310,6 @@ class MFalcon:
             width = self.cfg.width
             joined = torch.stack(states) if states else torch.zeros(0, width, device=self.reader.device)
             return joined, [cache.past for cache in caches]
-        caches = [self._still_true(cache, int(time)) for cache, time in zip(caches, times_B, strict=True)]
         waiting = [cache.events[cache.read :] for cache in caches]
         entries = [
             self._placed(cache, int(time)).between(cache.read, len(cache.events) + 1)
@@ -317,18 +334,13 @@ class MFalcon:
         if microbatch < 1:
             raise InputError(f"microbatch={microbatch}: so many candidates cannot go through at once: give 1 or more")
         check_model(caches, self.fingerprint)
-        times_B = whole_numbers(times, "times of requests")
-        if len(times_B) == 1:
-            times_B = np.repeat(times_B, len(caches))
-        same_number(caches, times_B, "times")
-        check_follows(caches, [times_B[row : row + 1] for row in range(len(caches))], "its request")
+        times_B = request_times(times, caches)
         asked = []
         for own, time in zip(candidates, times_B, strict=True):
             if isinstance(own, UserEvents):
                 asked.append(dataclasses.replace(own, timestamps=np.full(len(own), time)))
             else:
-                items = np.asarray(own)
-                asked.append(UserEvents.of(items, np.full(items.size, time), np.zeros(items.size, dtype=np.int64)))
+                asked.append(UserEvents.of(own, time))
         check_catalogue(asked, "candidate", self.num_items, self.event_types)
         return asked, times_B
 

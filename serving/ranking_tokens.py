@@ -19,6 +19,7 @@ from torch import Tensor
 from common.errors import InputError
 from data.batches import Batch, EventColumns, ItemFeatures
 from data.examples import Tokens as TokenPlaces
+from data.ranking.actions import num_actions
 from data.ranking.batches import RankingBatchMaker
 from data.ranking.config import INTERACTIONS, INTERLEAVED
 from data.ranking.series_tokens import SeriesRows
@@ -42,12 +43,13 @@ class RankingTokens:
     Args:
         model: in evaluation mode; its tables may be sharded over one rank.
         features: of the items.
-        has_played: whether the store that the model was trained on knows how much of an item was played.
+        has_played: whether the store that the model was trained on knows how much of an item was played,
+            `store.has_column("played_ratio")`.
         series: rows of that store's values of slow series (`data.store_columns.series_rows`), where the model reads
             any.
 
     Raises:
-        InputError: the model reads series and their rows are not given, or the other way round.
+        InputError: the model predicts no actions; it reads series and their rows are not given, or the other way round.
     """
 
     def __init__(
@@ -55,8 +57,12 @@ class RankingTokens:
     ) -> None:
         """Prepares the items' records."""
         heads = model.tower.heads
-        assert isinstance(heads, TaskHeads), "a model that predicts actions"
-        self._model, self._heads, self._has_played = model, heads, has_played
+        if not isinstance(heads, TaskHeads):
+            raise InputError(
+                f"the model has output.kind={model.tower.cfg.output.kind}, and `RankingTokens` read for models that "
+                f"predict actions: leave `tokens` out"
+            )
+        self.model, self.features, self._heads, self._has_played = model, features, heads, has_played
         self._actions, self.series = model.tower.cfg.output.actions, series
         if bool(self._actions.series) != (series is not None):
             raise InputError(
@@ -68,6 +74,23 @@ class RankingTokens:
         nothing = _columns(UserEvents.none(), np.zeros(1, dtype=np.int64), has_played)
         self._maker = RankingBatchMaker(nothing, features, self._actions, Labels((), (), has_played), series=series)
         self._device = next(model.tower.parameters()).device
+
+    def event_types_faults(self, event_types: int) -> list[str]:
+        """See `serving.token_makers.TokenMaker.event_types_faults`."""
+        trained, values = self.model.vocabulary.event_types, 0 if self.series is None else len(self.series.series_V)
+        actions = num_actions(event_types, self._actions.played_buckets, self._has_played)
+        given = f"event_types={event_types}, has_played={self._has_played} and {values} values of series"
+        if actions + values != trained:
+            return [
+                f"{given} make {actions + values} rows of the table `event_type`, and the model was trained with "
+                f"{trained}: give what its store has, has_played=store.has_column('played_ratio')"
+            ]
+        if self.series is not None and self.series.first != actions:
+            return [
+                f"{given} make {actions} actions, and the rows of series begin at {self.series.first}: give "
+                f"data.store_columns.series_rows of the store that the model was trained on"
+            ]
+        return []
 
     def history(
         self, users: Sequence[UserEvents], next_times_B: Ints, placed: Sequence[PlacedSeries] | None = None
@@ -84,8 +107,8 @@ class RankingTokens:
             read_L[batch.offsets[1:] - 1] = False  # the item of what follows
         per_event = 2 if self._actions.form == INTERLEAVED else 1
         lengths = [per_event * len(own) + len(one) for own, one in zip(users, placed, strict=True)]
-        lengths_B = torch.tensor(lengths, device=self._device)
-        return _picked(embed(self._model, batch), read_L.nonzero().flatten(), lengths_B)
+        lengths_B = torch.tensor(lengths, dtype=torch.int64, device=self._device)
+        return _picked(embed(self.model, batch), read_L.nonzero().flatten(), lengths_B)
 
     def candidates(self, users: Sequence[UserEvents]) -> Embedded:
         """See `serving.token_makers.TokenMaker.candidates`.
@@ -99,20 +122,20 @@ class RankingTokens:
                 f"or train with form=interleaved or form=merged"
             )
         batch = self._alone(users)
-        lengths_B = torch.tensor([len(own) for own in users], device=self._device)
-        return _picked(embed(self._model, batch), batch.offsets[1:] - 1, lengths_B)
+        lengths_B = torch.tensor([len(own) for own in users], dtype=torch.int64, device=self._device)
+        return _picked(embed(self.model, batch), batch.offsets[1:] - 1, lengths_B)
 
     @torch.no_grad()
     def scores(self, states_XD: Tensor, candidates: Sequence[UserEvents]) -> Tensor:
         """Probabilities of binary tasks and values of regressions, float32 [M, K]."""
         if self.appends:
             return self._heads.predictions(self._heads(states_XD))
-        batch, model = self._alone(candidates), self._model
+        batch, model = self._alone(candidates), self.model
         assert batch.candidate_rows_L is not None
         items = model.item_table(batch.item_ids) if model.item_table is not None else None
         x_PD = model.tower.summed(model.ebc(batch.features), items, batch)
         beside_MD = model.tower.picked(x_PD, batch.candidate_rows_L[: len(batch.offsets) - 1])
-        counts_B = torch.tensor([len(own) for own in candidates], device=self._device)
+        counts_B = torch.tensor([len(own) for own in candidates], dtype=torch.int64, device=self._device)
         states_MD = states_XD.repeat_interleave(counts_B, dim=0)
         return self._heads.predictions(self._heads(states_MD, beside_MD))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from common.errors import InputError
 from data.batches import ITEM_KEY, Batch, BatchMaker, EventColumns, ItemFeatures
 from data.examples import Tokens as TokenPlaces
 from data.ranking.series_tokens import SeriesRows
@@ -24,6 +25,7 @@ from model.heads import CascadedHeads
 from model.incremental import embed
 from model.item_head import ItemHead, unit_rows
 from model.recommender import Recommender
+from model.task_heads import TaskHeads
 from serving.engines.base import CACHED_LOGITS
 from serving.user_events import Ints, UserEvents, joined
 from serving.user_series import PlacedSeries
@@ -39,13 +41,21 @@ class TokenMaker(Protocol):
     """How a kind of model reads events and candidates, and what its outputs say of candidates.
 
     Attributes:
+        model: which it reads for.
+        features: of the items.
         appends: whether a candidate is scored by its own state behind the history (ranking), or all of a user's by the
             newest state of the history (retrieval).
         series: rows of the values of slow series, where the model reads any.
     """
 
+    model: Recommender
+    features: ItemFeatures
     appends: bool
     series: SeriesRows | None
+
+    def event_types_faults(self, event_types: int) -> list[str]:
+        """Where events of so many types are not what the model was trained on."""
+        ...
 
     def history(
         self, users: Sequence[UserEvents], next_times_B: Ints, placed: Sequence[PlacedSeries] | None = None
@@ -83,6 +93,9 @@ class RetrievalTokens:
     Args:
         model: in evaluation mode; its tables may be sharded over one rank.
         features: of the items.
+
+    Raises:
+        InputError: the model predicts actions.
     """
 
     appends = False
@@ -90,25 +103,37 @@ class RetrievalTokens:
 
     def __init__(self, model: Recommender, features: ItemFeatures) -> None:
         """Prepares the items' records; the vectors of all items wait until they are asked for."""
+        if isinstance(model.tower.heads, TaskHeads):
+            raise InputError(
+                "the model has output.kind=actions, and `RetrievalTokens` read for models of codes or items: give "
+                "tokens=RankingTokens(model, features, …)"
+            )
         nothing = np.zeros(0, dtype=np.int64)
         empty = EventColumns(np.zeros(1, dtype=np.int64), nothing, nothing, nothing, None, None)
-        self._model, self._features = model, features
+        self.model, self.features = model, features
         self._maker = BatchMaker(empty, features)
         self._device = next(model.tower.parameters()).device
         self._unit_ND: Tensor | None = None
+
+    def event_types_faults(self, event_types: int) -> list[str]:
+        """See `TokenMaker.event_types_faults`."""
+        trained = self.model.vocabulary.event_types
+        if event_types == trained:
+            return []
+        return [f"event_types={event_types}, and the model was trained with {trained}: give those of its store"]
 
     def history(
         self, users: Sequence[UserEvents], next_times_B: Ints, placed: Sequence[PlacedSeries] | None = None
     ) -> Embedded:
         """See `TokenMaker.history`."""
         assert placed is None, "a retrieval model reads no series"
-        return embed(self._model, self._batch(users, next_times_B))
+        return embed(self.model, self._batch(users, next_times_B))
 
     def candidates(self, users: Sequence[UserEvents]) -> Embedded:
         """See `TokenMaker.candidates`; as an event that has just happened and is followed at once."""
         batch = self._batch(users, np.zeros(len(users), dtype=np.int64))
         batch.request_times_L = batch.timestamps_L
-        return embed(self._model, batch)
+        return embed(self.model, batch)
 
     def _batch(self, users: Sequence[UserEvents], next_times_B: Ints) -> Batch:
         events = joined(users)
@@ -133,14 +158,14 @@ class RetrievalTokens:
     @torch.no_grad()
     def scores(self, states_XD: Tensor, candidates: Sequence[UserEvents]) -> Tensor:
         """Log-probabilities float32 [M]; see `TokenMaker.scores`."""
-        heads, device = self._model.tower.heads, states_XD.device
-        counts_B = torch.tensor([len(own) for own in candidates], device=device)
+        heads, device = self.model.tower.heads, states_XD.device
+        counts_B = torch.tensor([len(own) for own in candidates], dtype=torch.int64, device=device)
         user_M = torch.arange(len(candidates), device=device).repeat_interleave(counts_B)
         items_M = torch.from_numpy(joined(candidates).items).to(device)
         if isinstance(heads, CascadedHeads):
-            codes_MC = self._features.codes_NC[items_M.cpu()].long().to(device)
+            codes_MC = self.features.codes_NC[items_M.cpu()].long().to(device)
             return code_scores(heads, states_XD, user_M, codes_MC)
-        assert isinstance(heads, ItemHead), "a model that predicts actions has tokens of its own"
+        assert isinstance(heads, ItemHead)
         return self._item_scores(states_XD, user_M, items_M, heads.temperature)
 
     def _item_scores(self, states_BD: Tensor, user_M: Tensor, items_M: Tensor, temperature: float) -> Tensor:
@@ -159,10 +184,10 @@ class RetrievalTokens:
 
     def _all_items(self) -> Tensor:
         """What items are scored by, float32 [N, D]: kept, since every request is held against all of them."""
-        table = self._model.item_table
+        table = self.model.item_table
         assert table is not None
         parts = []
-        for ids_y in torch.arange(len(self._features.codes_NC), device=self._device).split(_ITEM_BLOCK):
+        for ids_y in torch.arange(len(self.features.codes_NC), device=self._device).split(_ITEM_BLOCK):
             lengths = torch.tensor([len(ids_y)], device=self._device)
             found = table(KeyedJaggedTensor(keys=[ITEM_KEY], values=ids_y, lengths=lengths, stride=1))
             parts.append(unit_rows(found[ITEM_KEY].values()))

@@ -5,18 +5,19 @@ Shapes: n events of a user.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import InputError
-from data.schema import MISSING_DURATION, MISSING_ORGANIC, MISSING_PLAYED_RATIO
+from data.schema import EVENT_COLUMNS
 
 Ints = npt.NDArray[np.int64]
 
-_MISSING = {"durations": MISSING_DURATION, "organic": MISSING_ORGANIC, "played": MISSING_PLAYED_RATIO}
+_SECONDS = 2**32
+"""What timestamps of a store are below."""
 
 
 def whole_numbers(values: npt.ArrayLike, what: str) -> Ints:
@@ -31,19 +32,32 @@ def whole_numbers(values: npt.ArrayLike, what: str) -> Ints:
     return found.astype(np.int64).reshape(-1)
 
 
-def check_ascending(times: Ints, plural: str, one: str) -> None:
-    """See that rows stand in the order of time.
+def seconds_faults(times: Ints, what: str) -> list[str]:
+    """What is no second of a store: attention counts seconds, and takes longer times for one another."""
+    outside = np.flatnonzero((times < 0) | (times >= _SECONDS))
+    return [
+        f"{what}: {times[at]} is no second of a log: timestamps are seconds since 1970, or since its origin, "
+        f"0 … {_SECONDS - 1}; milliseconds? divide by 1000"
+        for at in outside[:1]
+    ]
+
+
+def check_times(times: Ints, plural: str, one: str) -> None:
+    """See that rows have seconds, and stand in the order of time.
 
     Raises:
         InputError: they do not; `plural` and `one` name them.
     """
+    faults = seconds_faults(times, f"{plural}: `timestamps`")
     backwards = np.flatnonzero(np.diff(times) < 0)
     if len(backwards):
         at = int(backwards[0])
-        raise InputError(
+        faults.append(
             f"{plural}: {one} {at + 1} is at {times[at + 1]} s, before {one} {at} at {times[at]} s: give them in "
             f"the order of time, oldest first"
         )
+    if faults:
+        raise InputError(*faults)
 
 
 @dataclass(frozen=True)
@@ -74,25 +88,30 @@ class UserEvents:
         organic: npt.ArrayLike | None = None,
         played: npt.ArrayLike | None = None,
     ) -> UserEvents:
-        """From whatever makes arrays of whole numbers; one number stands for as many as there are items.
+        """From whatever makes arrays of whole numbers; a number, but no list of one, stands for one an item.
 
         Raises:
-            InputError: columns of different lengths, numbers that are not whole, or events not in the order of time.
+            InputError: columns of different lengths, numbers that are not whole, timestamps that are no seconds or not
+                in order.
         """
         given = (items, timestamps, event_types, durations, organic, played)
-        columns = [None if values is None else whole_numbers(values, "columns of events") for values in given]
-        count, names = np.asarray(items).size, [field.name for field in fields(cls)]
+        found = [None if values is None else np.asarray(values) for values in given]
+        count = np.asarray(items).size
         faults = [
-            f"events: {len(column)} values in `{name}` and {count} in `items`: give one an event"
-            for name, column in zip(names, columns, strict=True)
-            if column is not None and len(column) != count and not (len(column) == 1 and name != "items")
+            fault
+            for name, values in zip(_NAMES, found, strict=True)
+            if values is not None
+            for fault in _column_faults(name, values, count)
         ]
         if faults:
             raise InputError(*faults)
-        columns = [None if column is None else np.broadcast_to(column, (count,)) for column in columns]
+        columns = [
+            None if values is None else np.broadcast_to(values.astype(np.int64).reshape(-1), (count,))
+            for values in found
+        ]
         times = columns[1]
         assert times is not None
-        check_ascending(times, "events", "event")
+        check_times(times, "events", "event")
         return cls(*columns)  # type: ignore[arg-type]
 
     @classmethod
@@ -130,7 +149,15 @@ class UserEvents:
 
 
 _NAMES = [field.name for field in fields(UserEvents)]
-_MARKS = [_MISSING.get(name, 0) for name in _NAMES]
+_OF_STORE = dict(zip(_NAMES, EVENT_COLUMNS.values(), strict=True))
+_MARKS = [column.missing or 0 for column in EVENT_COLUMNS.values()]
+
+
+def _column_faults(name: str, values: npt.NDArray[np.generic], count: int) -> Iterator[str]:
+    if values.size and values.dtype.kind not in "iub":
+        yield f"events: `{name}` is of type {values.dtype}: give whole numbers, {_OF_STORE[name].meaning}"
+    if values.ndim and values.size != count:
+        yield f"events: {values.size} values in `{name}` and {count} in `items`: give one an event"
 
 
 def _filled(column: Ints | None, count: int, mark: int) -> Ints:
@@ -142,7 +169,7 @@ def joined(parts: Sequence[UserEvents]) -> UserEvents:
     columns: list[Ints | None] = []
     for number, (name, mark) in enumerate(zip(_NAMES, _MARKS, strict=True)):
         own = [part.columns[number] for part in parts]
-        if name in _MISSING and all(column is None for column in own):
+        if _OF_STORE[name].missing is not None and all(column is None for column in own):
             columns.append(None)
             continue
         filled = [_filled(column, len(part), mark) for column, part in zip(own, parts, strict=True)]

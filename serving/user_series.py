@@ -19,7 +19,7 @@ from common.errors import InputError
 from data.ranking.series_tokens import SeriesRows, aged
 from data.series.columns import SeriesColumns
 from data.series.merge import MergedSeries, SeriesMerger
-from serving.user_events import Ints, check_ascending, whole_numbers
+from serving.user_events import Ints, check_times, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class UserSeries:
         """From whatever makes arrays of whole numbers.
 
         Raises:
-            InputError: other lengths, numbers that are not whole, or entries not in the order of time.
+            InputError: other lengths, numbers that are not whole or no seconds, entries not in the order of time.
         """
         own, times = whole_numbers(values, "series: `values`"), whole_numbers(timestamps, "series: `timestamps`")
         if len(own) != len(times):
             raise InputError(f"series: {len(own)} values and {len(times)} timestamps: give a timestamp for each value")
-        check_ascending(times, "series", "entry")
+        check_times(times, "series", "entry")
         order = np.lexsort((own, times))  # of one instant by series, as values are numbered
         return cls(own[order], times[order])
 
@@ -148,13 +148,14 @@ def as_merged(runs: list[PlacedSeries]) -> MergedSeries:
     )
 
 
-def check_series(rows: SeriesRows | None, known: Sequence[UserSeries], news: Sequence[UserSeries]) -> None:
+def check_series(rows: SeriesRows, known: Sequence[UserSeries], news: Sequence[UserSeries]) -> None:
     """See that new entries of some users can follow those that are known.
 
     Raises:
-        InputError: an entry is earlier than a known one, a value is none of the model's; with every fault found.
+        InputError: an entry is earlier than a known one, a value is none of the model's, a series has two values at
+            once; with every fault found.
     """
-    faults, limit = [], 0 if rows is None else len(rows.series_V)
+    faults, limit = [], len(rows.series_V)
     for row, (own, more) in enumerate(zip(known, news, strict=True)):
         outside = np.flatnonzero((more.values < 0) | (more.values >= limit))
         if len(outside):
@@ -168,5 +169,22 @@ def check_series(rows: SeriesRows | None, known: Sequence[UserSeries], news: Seq
                 f"newest known one at {own.timestamps[-1]} s: give entries in the order of time, or prepare the "
                 f"history anew"
             )
+        elif not len(outside):
+            faults += _twice(rows, row, own, more)
     if faults:
         raise InputError(*faults)
+
+
+def _twice(rows: SeriesRows, row: int, known: UserSeries, news: UserSeries) -> list[str]:
+    """The first second in which a series of a user would have two values."""
+    if not len(news):
+        return []
+    both = known[int(np.searchsorted(known.timestamps, news.timestamps[0])) :] + news
+    series_s = rows.series_V[both.values]
+    # Entries of one second stand by value, and the values of a series are numbered together.
+    again = np.flatnonzero((np.diff(both.timestamps) == 0) & (np.diff(series_s) == 0))
+    return [
+        f"series of user {row} of the batch: series {series_s[at]} has the values {both.values[at]} and "
+        f"{both.values[at + 1]} at {both.timestamps[at]} s: give the one that holds from then on"
+        for at in again[:1]
+    ]

@@ -9,6 +9,7 @@ from data.schema import MISSING_DURATION
 from model.past import Past
 from serving.kv_cache import CachePool, UserCache
 from serving.user_events import UserEvents, joined
+from serving.user_series import UserSeries
 
 
 def cache_of(num_events: int, dropped: int = 0) -> UserCache:
@@ -53,10 +54,31 @@ def test_faults_of_events_are_told() -> None:
         UserEvents.of([1, 2, 3], [1, 2])
     with pytest.raises(InputError, match="event 2 is at 4 s, before event 1 at 9 s"):
         UserEvents.of([1, 2, 3], [1, 9, 4])
-    with pytest.raises(InputError, match="float64"):
+    with pytest.raises(InputError, match="`items` is of type float64"):
         UserEvents.of([1.5], [1])
+    with pytest.raises(InputError, match="`played` is of type float64: give whole numbers, percent") as error:
+        UserEvents.of([1, 2], [1], played=0.5)
+    assert "1 values in `timestamps` and 2 in `items`" in error.value.faults[0]
     with pytest.raises(InputError, match="max_bytes=-1"):
         CachePool(-1)
+
+
+@pytest.mark.parametrize("time", [-1, 2**32, 1_700_000_000_000])
+def test_a_timestamp_is_a_second(time: int) -> None:
+    told = f"{time} is no second of a log.*0 … 4294967295; milliseconds"
+    with pytest.raises(InputError, match=told):
+        UserEvents.of([1], [time])
+    with pytest.raises(InputError, match=told):
+        UserSeries.of([1], [time])
+    newest = 2**32 - 1
+    assert UserEvents.of([1, 2], [0, newest]).timestamps.tolist() == [0, newest]
+    assert len(UserSeries.of([1, 2], [0, newest])) == 2
+
+
+def test_a_number_stands_for_one_an_item_and_a_list_of_one_does_not() -> None:
+    assert UserEvents.of([1, 2, 3], 5, np.int64(1)).event_types.tolist() == [1, 1, 1]
+    with pytest.raises(InputError, match="1 values in `timestamps` and 3"):
+        UserEvents.of([1, 2, 3], [5])
 
 
 def test_a_pool_lets_go_of_what_was_asked_for_least_lately() -> None:

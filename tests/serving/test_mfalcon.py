@@ -22,12 +22,14 @@ from model.embeddings import build_embeddings, build_item_table
 from model.heads import CascadedHeads
 from model.recommender import Recommender
 from semantic_ids.codes.trie import build_trie
+from serving.checkpoints.model import build_sharded
 from serving.engines.base import Query, RankedCatalogue
 from serving.engines.exact import ExactEngine
 from serving.engines.item_vectors import ItemExactEngine
-from serving.kv_cache import CachePool, UserCache, model_fingerprint
+from serving.kv_cache import CachePool, UserCache
 from serving.mfalcon import MFalcon
 from serving.user_events import UserEvents
+from sharding.world import open_world
 
 ITEMS, LEVELS, CODES, ARTISTS, KINDS = 30, 2, 5, 9, 3
 UNKNOWN = [4, 17]
@@ -278,7 +280,17 @@ def test_faults_are_told() -> None:
         "user 1 of the batch has no events: ": lambda: falcon.newest(caches, 9_999),
         "2 users and candidates of 1": lambda: falcon.score(caches, [[1]], 9_999),
         "2 users and times of 3": lambda: falcon.score(caches, [[1], [2]], [9_999] * 3),
+        "2 users and times of 1": lambda: falcon.score(caches, [[1], [2]], [9_999]),
         "times of requests are of type float64": lambda: falcon.score(caches[:1], [[1]], 9_999.5),
+        "times of requests: 1700000000000 is no second": lambda: falcon.score(caches[:1], [[1]], 1_700_000_000_000),
+        "times of requests: -1 is no second": lambda: falcon.score(caches[1:], [[]], -1),
+        "event 1 of user 0 of the batch: 7 in `organic` is none of 0 … 1, nor 2": lambda: falcon.prepare(
+            [UserEvents.of([1, 2], 1, organic=[2, 7])]
+        ),
+        "candidate 0 of user 0 of the batch: -1 in `played` is none of 0 … 65534, nor 65535": lambda: falcon.score(
+            caches[:1], [UserEvents.of([1], 1, played=-1)], 9_999
+        ),
+        "-1 in `durations` is none of 0 … 4294967294": lambda: falcon.prepare([UserEvents.of([1], 1, durations=-1)]),
     }.items():
         with pytest.raises(InputError, match=what):
             call()
@@ -295,8 +307,77 @@ def test_a_cache_of_another_model_is_refused_by_name() -> None:
     pool = CachePool(1 << 20)
     pool.put("u", cache)
     assert mine.recall(pool, ["u"], [drawn(3, 1)])[0].fingerprint == mine.fingerprint
-    assert model_fingerprint(first) == mine.fingerprint == model_fingerprint(make(seed=1))
-    assert model_fingerprint(first, ["a store"]) != mine.fingerprint
+
+
+def test_nobody_asks() -> None:
+    for name in VARIANTS:
+        falcon = falcon_of(make(name))
+        assert falcon.score([], [], 1) == falcon.states([], [], [1][:0]) == falcon.prepare([]) == []
+        assert falcon.newest([], 1).shape == (0, 12)
+
+
+def test_a_cache_holds_the_memory_that_it_counts() -> None:
+    """Of a long history the window alone, and of users read together no other's."""
+    falcon, pool = falcon_of(make("hstu-current")), CachePool(1 << 20)
+    (cache, other) = falcon.recall(pool, ["u", "v"], [drawn(4_000, 1), drawn(5, 2)])
+    (cache,) = falcon.extend([cache], [drawn(300, 3, start=int(cache.events.timestamps[-1]))])
+    for one in (cache, other):
+        for column in one.events.columns:
+            while column is not None and column.base is not None:
+                column = column.base
+            assert column is None or column.nbytes == 8 * len(one.events) <= 8 * 12
+        assert one.newest_D is not None
+        assert one.newest_D.untyped_storage().nbytes() == 4 * 12
+
+
+def test_one_cache_twice_in_a_batch_at_two_times() -> None:
+    model = make("hstu", attention=AttentionConfig(kind="silu"))
+    falcon, user, times = falcon_of(model), drawn(7, 1), [10_000, 400_000]
+    (cache,) = falcon.prepare([user])
+    wanted = UserEvents.of([1, 2], 0)
+    early, late = falcon.states([cache, cache], [wanted, wanted], times)
+    close(early, lone_states(model, user, wanted, times[0]))
+    close(late, lone_states(model, user, wanted, times[1]))
+    assert (early - late).abs().amax() > 1e-3, "clocks mean something"
+    both = falcon.newest([cache, cache], times)
+    close(both, torch.stack([lone(model, user, time) for time in times]))
+    assert (both[0] - both[1]).abs().amax() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["hstu", "hstu-items"])
+def test_scores_do_not_depend_on_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(name)
+    want = falcon_of(model)
+    caches, asked = want.prepare([drawn(5, 1), drawn(3, 2)]), [np.arange(ITEMS)] * 2
+    expected = torch.stack(want.score(caches, asked, 9_999))
+    monkeypatch.setattr("serving.token_makers._ITEM_BLOCK", 7)
+    for cached_logits in (2 * 9, 4 * LEVELS * CODES):
+        monkeypatch.setattr("serving.token_makers.CACHED_LOGITS", {"cpu": cached_logits})
+        found = falcon_of(model)
+        close(torch.stack(found.score(found.prepare([drawn(5, 1), drawn(3, 2)]), asked, 9_999)), expected)
+
+
+@pytest.mark.parametrize("name", ["hstu", "hstu-items"])
+def test_tables_sharded_over_one_rank_serve(name: str) -> None:
+    model = make(name)
+    with open_world() as world:
+        built = build_sharded(model.tower.cfg, model.vocabulary, world, seed=0)
+        fill_sharded(built.module, model)
+        scores = []
+        for one in (model, built.module.eval()):
+            falcon = falcon_of(one)
+            caches = falcon.prepare([drawn(6, 1), drawn(3, 2)])
+            scores.append(torch.cat(falcon.score(caches, [[1, 2, 5], [3]], 9_999)))
+        close(scores[1], scores[0])
+
+
+def fill_sharded(sharded: Recommender, model: Recommender) -> None:
+    """The same numbers, where one rank has them all."""
+    own = sharded.state_dict()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            whole = own[name].local_shards()[0].tensor if hasattr(own[name], "local_shards") else own[name]
+            whole.copy_(value)
 
 
 def test_users_are_read_together_or_not(monkeypatch: pytest.MonkeyPatch) -> None:

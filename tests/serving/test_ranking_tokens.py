@@ -14,7 +14,7 @@ from torch import Tensor
 from common.errors import InputError
 from data.batches import EventColumns
 from data.examples import Tokens
-from data.ranking.actions import num_actions, num_rows
+from data.ranking.actions import num_actions
 from data.ranking.batches import RankingBatchMaker
 from data.ranking.config import FORMS, ActionsConfig
 from data.ranking.series_tokens import SeriesRows
@@ -25,18 +25,21 @@ from data.series.merge import SeriesMerger
 from model.config import AttentionConfig, BiasConfig, HeadsConfig, ModelConfig, Vocabulary
 from model.embeddings import build_embeddings
 from model.recommender import Recommender
+from model.task_heads import TaskHeads
+from serving.checkpoints.model import build_sharded
 from serving.kv_cache import CachePool, UserCache
 from serving.mfalcon import MFalcon
 from serving.ranking_tokens import RankingTokens
 from serving.user_events import UserEvents
 from serving.user_series import UserSeries
-from tests.serving.test_mfalcon import ARTISTS, CODES, FEATURES, ITEMS, KINDS, LEVELS, close, drawn
+from sharding.world import open_world
+from tests.serving.test_mfalcon import ARTISTS, CODES, FEATURES, ITEMS, KINDS, LEVELS, close, drawn, fill_sharded
 
 VALUES = SeriesRows(num_actions(KINDS, 3, True), np.array([0, 0, 1, 1, 1, 2]), np.array([-1, -1, 4, 0, 8, -1]))
 ACTIONS = ActionsConfig(tasks=["like: event_type is 1", "played: played_ratio / 100"], played_buckets=3)
 
 
-def make(form: str, kind: str, clock: str, series: int = 0) -> Recommender:
+def make(form: str, kind: str, clock: str, series: int = 0, *, has_played: bool = True) -> Recommender:
     torch.manual_seed(1)
     cfg = ModelConfig(
         width=12,
@@ -50,7 +53,7 @@ def make(form: str, kind: str, clock: str, series: int = 0) -> Recommender:
         biases=BiasConfig(position=True, time_reference=clock),
         output=HeadsConfig(kind="actions", actions=dataclasses.replace(ACTIONS, form=form, series=series)),
     )
-    rows = num_rows(KINDS, 3, True, len(VALUES.series_V) if series else 0)
+    rows = num_actions(KINDS, 3, has_played) + (len(VALUES.series_V) if series else 0)
     vocabulary = Vocabulary(LEVELS, CODES, ARTISTS, rows, ITEMS)
     model = Recommender(cfg, build_embeddings(cfg, vocabulary, 0, torch.device("cpu")), vocabulary).eval()
     with torch.no_grad():
@@ -59,9 +62,9 @@ def make(form: str, kind: str, clock: str, series: int = 0) -> Recommender:
     return model
 
 
-def falcon_of(model: Recommender) -> MFalcon:
+def falcon_of(model: Recommender, *, has_played: bool = True) -> MFalcon:
     rows = VALUES if model.tower.cfg.series else None
-    return MFalcon(model, FEATURES, KINDS, tokens=RankingTokens(model, FEATURES, has_played=True, series=rows))
+    return MFalcon(model, FEATURES, KINDS, tokens=RankingTokens(model, FEATURES, has_played=has_played, series=rows))
 
 
 def with_played(events: UserEvents, seed: int) -> UserEvents:
@@ -70,9 +73,14 @@ def with_played(events: UserEvents, seed: int) -> UserEvents:
 
 @torch.no_grad()
 def lone(model: Recommender, history: UserEvents, candidate: UserEvents, series: UserSeries | None = None) -> Tensor:
-    """The oracle: what `Recommender.predict` says of the last target of a window, [K]."""
+    """The oracle: what `Recommender.predict` says of the last target of a window, [K].
+
+    A store knows how much was played where the events do.
+    """
     events = history + candidate
-    columns = EventColumns(np.array([0, len(events)]), *(np.asarray(column) for column in events.columns))
+    columns = EventColumns(
+        np.array([0, len(events)]), *(None if column is None else np.asarray(column) for column in events.columns)
+    )
     at_n = np.arange(len(history))
     actions = model.tower.cfg.output.actions
     of_series: dict[str, Any] = {}
@@ -87,7 +95,8 @@ def lone(model: Recommender, history: UserEvents, candidate: UserEvents, series:
             texts=pa.array([], type=pa.string()),
         )
         of_series = {"series": VALUES, "merger": SeriesMerger(stored, actions.series)}
-    maker = RankingBatchMaker(columns, FEATURES, actions, Labels((), (), True), distinct=False, **of_series)
+    labels = Labels((), (), events.played is not None)
+    maker = RankingBatchMaker(columns, FEATURES, actions, labels, distinct=False, **of_series)
     window = Windows(np.array([0]), np.array([0]), np.array([len(history)]), np.array([0]))
     places = Tokens(at_n, at_n + 1, None, np.array([0, len(history)]), None, windows=window)
     budget = 2 * len(events) + actions.series
@@ -101,7 +110,7 @@ def lone(model: Recommender, history: UserEvents, candidate: UserEvents, series:
 def test_scores_are_the_predictions_of_lone_windows(form: str, kind: str, clock: str) -> None:
     """Histories of several lengths, one beyond the window, read in two pieces."""
     model, time = make(form, kind, clock), 60_000
-    falcon = MFalcon(model, FEATURES, KINDS, tokens=RankingTokens(model, FEATURES, has_played=True))
+    falcon = falcon_of(model)
     users = [with_played(drawn(length, length), length) for length in (5, 1, 14, 9)]
     caches = falcon.extend(falcon.prepare([user[:3] for user in users]), [user[3:] for user in users])
     wanted = [with_played(drawn(count, 50 + count), 0) for count in (4, 1, 0, 3)]
@@ -111,6 +120,73 @@ def test_scores_are_the_predictions_of_lone_windows(form: str, kind: str, clock:
         asked = dataclasses.replace(own, timestamps=np.full(len(own), time))
         for row in range(len(own)):
             close(scores[row], lone(model, user[max(0, len(user) - 9) :], asked[row : row + 1]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_of_a_store_without_played_ratios(form: str) -> None:
+    """What is told of them means nothing to it."""
+    model, time = make(form, "silu", "next", has_played=False), 60_000
+    falcon, user = falcon_of(model, has_played=False), drawn(6, 1)
+    wanted = drawn(3, 2)
+    asked = dataclasses.replace(wanted, timestamps=np.full(3, time))
+    expected = torch.stack([lone(model, user, asked[row : row + 1]) for row in range(3)])
+    for own in (user, with_played(user, 1)):
+        close(falcon.score(falcon.prepare([own]), [wanted], time)[0], expected)
+
+
+@pytest.mark.parametrize("form", FORMS[:2])
+def test_candidates_of_an_empty_history_see_themselves_alone(form: str) -> None:
+    model, time = make(form, "silu", "next"), 60_000
+    falcon, wanted = falcon_of(model), dataclasses.replace(drawn(3, 2), timestamps=np.full(3, 60_000))
+    rows = []
+    with torch.no_grad():
+        for row in range(3):
+            x_1D, tokens = falcon.tokens.candidates([wanted[row : row + 1]])
+            assert model.tower.places is not None
+            out_1D = model.tower.encoder(x_1D + model.tower.places(tokens), tokens)
+            heads = model.tower.heads
+            assert isinstance(heads, TaskHeads)
+            rows.append(heads.predictions(heads(torch.nn.functional.normalize(out_1D, dim=1))))
+    expected = torch.cat(rows)
+    caches = falcon.prepare([UserEvents.none(), with_played(drawn(4, 1), 1)])
+    close(falcon.score(caches, [wanted, wanted], time)[0], expected)
+    assert (falcon.score(caches, [wanted, wanted], time)[1] - expected).abs().amax() > 1e-3
+
+
+def test_nobody_asks() -> None:
+    for form in FORMS:
+        falcon = falcon_of(make(form, "silu", "next"))
+        assert falcon.score([], [], 1) == falcon.prepare([]) == []
+        assert [tuple(one.shape) for one in falcon.score(falcon.prepare([drawn(3, 1)]), [[]], 9_999)] == [(0, 2)]
+
+
+def test_tables_sharded_over_one_rank_serve() -> None:
+    model, user = make("merged", "silu", "next"), with_played(drawn(6, 2), 1)
+    with open_world() as world:
+        built = build_sharded(model.tower.cfg, model.vocabulary, world, seed=0)
+        fill_sharded(built.module, model)
+        falcons = [falcon_of(model), falcon_of(built.module.eval())]
+        want, got = (falcon.score(falcon.prepare([user]), [[1, 2]], 60_000)[0] for falcon in falcons)
+        close(got, want)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_state_of_forty_years_ago_is_as_old_as_in_training(form: str) -> None:
+    model, time = make(form, "silu", "next", 5), 2_000_900_000
+    falcon, user = falcon_of(model), with_played(drawn(6, 2, start=2_000_000_000), 1)
+    told, asked = UserSeries.of([0, 5], [0, 10]), UserEvents.of([3], time, played=0)
+    (got,) = falcon.score(falcon.prepare([user], [told]), [asked], time)
+    close(got[0], lone(model, user, asked, told))
+
+
+def test_a_pool_whose_series_are_not_those_told_begins_anew() -> None:
+    falcon, pool = falcon_of(make("merged", "silu", "next", 5)), CachePool(1 << 20)
+    user, asked = with_played(drawn(6, 2), 1), [[1, 2]]
+    first, second = UserSeries.of([0], [500]), UserSeries.of([1], [500])
+    falcon.recall(pool, ["u"], [user], [first])
+    (got,) = falcon.score(falcon.recall(pool, ["u"], [user], [second]), asked, 60_000)
+    (want,) = falcon.score(falcon.prepare([user], [second]), asked, 60_000)
+    assert torch.equal(got, want)
 
 
 def drawn_series(random: np.random.Generator, last: int, count: int) -> UserSeries:
@@ -213,13 +289,17 @@ def test_faults_of_series() -> None:
         falcon_of(reads).prepare([user])
     with pytest.raises(InputError, match=r"actions\.series=0, and series of the users are given"):
         falcon_of(plain).prepare([user], [UserSeries.none()])
-    with pytest.raises(InputError, match="none of the 0 that the model knows"):
+    with pytest.raises(InputError, match=r"actions\.series=0, and series of the users are given"):
         falcon_of(plain).extend(falcon_of(plain).prepare([user]), [user[:0]], [UserSeries.of([1], [1])])
     falcon = falcon_of(reads)
     caches = falcon.prepare([user, user], [UserSeries.of([1], [70]), UserSeries.none()])
     with pytest.raises(InputError, match="value 6 is none of the 6") as error:
         falcon.extend(caches, [user[:0]] * 2, [UserSeries.of([1], [69]), UserSeries.of([6], [1])])
     assert "at 69 s, before the newest known one at 70 s" in error.value.faults[0]
+    for news in (UserSeries.of([0, 1], [90, 90]), UserSeries.of([0], [70])):
+        with pytest.raises(InputError, match=f"series 0 has the values 0 and 1 at {news.timestamps[0]} s"):
+            falcon.extend(caches[:1], [user[:0]], [news])
+    falcon.extend(caches[:1], [user[:0]], [UserSeries.of([2, 5], [70, 70])])  # of other series
     for values, times, told in (
         ([1.5], [1], "`values` are of type"),
         ([1, 2], [1], "2 values and 1"),
@@ -231,13 +311,9 @@ def test_faults_of_series() -> None:
 
 def test_what_a_form_does_not_have_is_told() -> None:
     model = make("interactions", "silu", "next")
-    falcon = MFalcon(model, FEATURES, KINDS, tokens=RankingTokens(model, FEATURES, has_played=True))
+    falcon = falcon_of(model)
     caches = falcon.prepare([drawn(4, 1)])
     with pytest.raises(InputError, match="no token of this model"):
         falcon.states(caches, [[1]], 60_000)
     with pytest.raises(InputError, match="has no events"):
         falcon.score(falcon.prepare([UserEvents.none()]), [[1]], 60_000)
-    appending = make("merged", "silu", "next")
-    falcon = MFalcon(appending, FEATURES, KINDS, tokens=RankingTokens(appending, FEATURES, has_played=True))
-    (scores,) = falcon.score(falcon.prepare([UserEvents.none()]), [[1, 2]], 60_000)
-    assert torch.isfinite(scores).all()
