@@ -38,6 +38,7 @@ from model.attention.jagged_layout import make_layout
 from model.biases import Tokens
 from model.config import AttentionConfig, HeadsConfig, ModelConfig, Vocabulary
 from model.embeddings import build_embeddings
+from model.layers import normalised
 from model.recommender import Recommender
 from serving.kv_cache import UserCache
 from serving.mfalcon import MFalcon
@@ -155,7 +156,7 @@ class Bench:
         x_mD, of_candidates = self.falcon.tokens.candidates([candidates])
         tower, both = self.model.tower, _side_by_side(of_history, of_candidates)
         states_mD = tower.encoder(torch.cat((x_nD, x_mD)), both)[len(x_nD) :]
-        return self.falcon.tokens.scores(self.falcon.reader.normalised(states_mD), [candidates])
+        return self.falcon.tokens.scores(normalised(states_mD), [candidates])
 
     def prepare(self) -> list[UserCache]:
         """Read the history."""

@@ -26,16 +26,16 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from data.batches import Batch
+from model.attention.jagged_memory import Scratch
 from model.attention.weighting import Weighting
 from model.biases import Tokens, describe_tokens
 from model.config import ModelConfig
 from model.hstu import HSTUBlock
 from model.layers import Opened, gather, score_scale
 from model.past import Past
-from model.past_attention import Scratch, attend_alone, attend_newest, own_biases, pair_biases
+from model.past_attention import attend_alone, attend_newest, pair_biases
 from model.recommender import Recommender, Tower
 from model.transformer import Rotation, TransformerBlock
 
@@ -56,9 +56,8 @@ def token_bytes(cfg: ModelConfig) -> int:
 @torch.no_grad()
 def embed(model: Recommender, batch: Batch) -> tuple[Tensor, Tokens]:
     """Vectors [L, D] of a batch's tokens, as its encoder is given them but for places, and what biases ask of them."""
-    items = model.item_table(batch.item_ids) if model.item_table is not None else None
     tower = model.tower
-    x_LD = tower.picked(tower.summed(model.ebc(batch.features), items, batch), batch.rows_L)
+    x_LD = tower.picked(tower.summed(*model.looked_up(batch), batch), batch.rows_L)
     tokens = describe_tokens(
         tower.cfg.biases,
         batch.offsets,
@@ -139,7 +138,7 @@ class Incremental:
         if not len(x_LD):
             return x_LD, longer
         last = [(max(start, stop - len(x_LD) if wanted is None else stop - wanted), stop) for start, stop in bounds]
-        rotation, scratch = self.tower.encoder.rotation(tokens.positions_L, x_LD.dtype), Scratch()
+        rotation, scratch = self.tower.encoder.rotation(tokens.positions_L, x_LD.dtype), Scratch(x_LD.device)
         with self._precision(x_LD):
             for number, block in enumerate(self.blocks):
                 opened = block.open(x_LD, rotation)
@@ -169,7 +168,8 @@ class Incremental:
             tokens: of the same; the query clocks of a user's candidates are all that of the request.
             pasts: of the same users, left as they are.
             microbatch: how many candidates, of however many users, go through the model at once; what comes out does
-                not depend on it. Memory grows with it by a few dozen vectors of width D.
+                not depend on it. Memory grows by a few dozen vectors of width D with each of these; of all M there are
+                the vectors given and those returned.
 
         Returns:
             The encoder's outputs [M, D], before the L2 norm.
@@ -178,7 +178,7 @@ class Incremental:
         assert microbatch >= 1, microbatch
         bounds = list(itertools.pairwise(tokens.offsets.tolist()))
         asked = [self._ask(past, tokens, *own) for past, own in zip(pasts, bounds, strict=True)]
-        out_MD, scratch = torch.empty_like(x_MD), Scratch()
+        out_MD, scratch = torch.empty_like(x_MD), Scratch(x_MD.device)
         place_M = torch.tensor([past.length for past in pasts], dtype=torch.int64, device=x_MD.device)
         place_M = place_M.repeat_interleave(tokens.offsets.diff(), output_size=len(x_MD))
         for start in range(0, len(x_MD), microbatch):
@@ -190,10 +190,6 @@ class Incremental:
             ]
             out_MD[part] = self._microbatch(x_MD[part], _cut(tokens, part, place_M[part]), users, scratch)
         return out_MD
-
-    def normalised(self, x_LD: Tensor) -> Tensor:
-        """States as the heads are given them, float32 [L, D], of the encoder's outputs."""
-        return F.normalize(x_LD.float(), dim=1, eps=1e-6)
 
     # ── what all tokens go through ──────────────────────────────────────────────────────────────────────────
 
@@ -282,16 +278,16 @@ class Incremental:
     ) -> Iterator[Tensor]:
         """[m, H, F] of one user after another."""
         wide = torch.promote_types(opened.q_LHE.dtype, torch.float32)
-        own_bias = own_biases(block.score_biases(tokens), len(tokens.positions_L), wide)
+        own_bias_mH = block.score_biases(tokens).own_bias_LH(len(tokens.positions_L), wide)
         for asked, start, stop in users:
             rows = slice(start, stop)
             own = Opened(opened.q_LHE[rows], opened.k_LHE[rows], opened.v_LHF[rows])
             past = asked.past
             keys = past.keys(number) if past.length else own.k_LHE.transpose(0, 1)[:, :0]
             values = past.values(number) if past.length else own.v_LHF.transpose(0, 1)[:, :0]
-            own_bias_Hm = own_bias[:, rows] if isinstance(own_bias, Tensor) else own_bias
+            own_mH = None if own_bias_mH is None else own_bias_mH[rows]
             weighting = self._weighting(block, tokens.positions_L[rows], dtype)
-            yield attend_alone(own, keys, values, asked.bias_H1n[number], own_bias_Hm, weighting, scratch)
+            yield attend_alone(own, keys, values, asked.bias_H1n[number], own_mH, weighting, scratch)
 
 
 def _rows(x_LD: Tensor, opened: Opened, asked: list[tuple[int, int]]) -> tuple[Tensor, Opened]:

@@ -79,6 +79,11 @@ class ScaledLinear(nn.Linear):
         return F.linear(input, self.weight * self.scale_1, None if self.bias is None else self.bias * self.scale_1)
 
 
+def normalised(x_LD: Tensor) -> Tensor:
+    """An encoder's outputs [L, D] as heads are given them: float32, of length 1."""
+    return F.normalize(x_LD.float(), dim=1, eps=1e-6)
+
+
 def score_scale(cfg: ModelConfig) -> float:
     """What q·k is multiplied by."""
     return cfg.head_dim_qk**-0.5 if cfg.attention.scale == "sqrt" else 1.0

@@ -12,13 +12,13 @@ of a value · L tokens of a batch · b queries of a block · g heads of a block 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.attention.jagged_memory import Scratch
 from model.attention.weighting import Weighting
 from model.biases import ScoreBiases, log_buckets
 from model.layers import Opened
@@ -31,22 +31,6 @@ BLOCK_QUERIES = 128
 
 _ROUND = 16
 """Rows of scores begin at multiples of so many numbers."""
-
-
-class Scratch:
-    """Memory by name that the blocks of scores share: fresh memory is slower than the arithmetic."""
-
-    def __init__(self) -> None:
-        """None yet."""
-        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Not initialised; what was taken by that name before is overwritten."""
-        size = math.prod(shape)
-        held = self._buffers.get((name, dtype))
-        if held is None or held.numel() < size:
-            held = self._buffers[name, dtype] = torch.empty(size, dtype=dtype, device=device)
-        return held[:size].view(shape)
 
 
 def pair_biases(biases: ScoreBiases, distance_qn: Tensor, times_q: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -76,25 +60,12 @@ def pair_biases(biases: ScoreBiases, distance_qn: Tensor, times_q: Tensor, dtype
     return total
 
 
-def own_biases(biases: ScoreBiases, tokens: int, dtype: torch.dtype) -> Tensor | float:
-    """What is added to the score of each token with itself, [H, L], or nothing at all."""
-    total: Tensor | float = 0.0
-    if biases.time is not None:
-        table_HT = biases.time.table_HT.to(dtype)
-        elapsed_L = biases.time.query_times_L - biases.time.key_times_L
-        total = total + table_HT[:, log_buckets(elapsed_L, table_HT.shape[1]).long()]
-    if biases.position is not None:
-        total = total + biases.position.table_HP.to(dtype)[:, :1].expand(-1, tokens)
-    by_key_LH = biases.key_bias_LH(dtype)
-    return total if by_key_LH is None else total + by_key_LH.T
-
-
 def attend_alone(
     opened: Opened,
     keys_HnE: Tensor,
     values_HnF: Tensor,
     past_bias_H1n: Tensor | None,
-    own_bias_Hm: Tensor | float,
+    own_bias_mH: Tensor | None,
     weighting: Weighting,
     scratch: Scratch,
 ) -> Tensor:
@@ -103,19 +74,21 @@ def attend_alone(
     Args:
         opened: of the candidates.
         past_bias_H1n: added to the scores of all candidates with each key of the past.
-        own_bias_Hm: added to each candidate's score with itself.
+        own_bias_mH: added to each candidate's score with itself.
         scratch: memory that calls share.
     """
     wide = torch.promote_types(opened.q_LHE.dtype, torch.float32)
     q_HmE, k_HmE = _scaled(opened.q_LHE, weighting).transpose(0, 1), opened.k_LHE.transpose(0, 1)
     v_HmF = opened.v_LHF.transpose(0, 1)
-    own_Hm = (q_HmE.to(wide) * k_HmE.to(wide)).sum(dim=2) + own_bias_Hm
+    own_Hm = (q_HmE.to(wide) * k_HmE.to(wide)).sum(dim=2)
+    if own_bias_mH is not None:
+        own_Hm += own_bias_mH.T
     (heads, tokens, _), keys = q_HmE.shape, keys_HnE.shape[1]
     out_mHF = torch.empty(tokens, heads, v_HmF.shape[2], dtype=wide, device=q_HmE.device)
     width = -(-(keys + 1) // _ROUND) * _ROUND
     for head, part in _blocks(heads, tokens, width):
         shape = (head.stop - head.start, part.stop - part.start, width)
-        scores_gbw = scratch.take("scores", shape, wide, q_HmE.device)
+        scores_gbw = scratch.take("scores", shape, wide)
         scores_gbw[:, :, keys] = own_Hm[head, part]
         bias_g1n = None if past_bias_H1n is None else past_bias_H1n[head]
         _product(q_HmE[head, part], keys_HnE[head].transpose(1, 2), scores_gbw[:, :, :keys], bias_g1n)
@@ -157,7 +130,7 @@ def attend_newest(
         distance_bn = place_n[keys - tokens + start : seen, None] - place_n
         bias_Hbn = pair_biases(biases, distance_bn, times_q[part], wide)
         shape = (heads, part.stop - start, seen)
-        scores_Hbn = scratch.take("scores", shape, wide, q_HqE.device)
+        scores_Hbn = scratch.take("scores", shape, wide)
         cut = None if bias_Hbn is None else bias_Hbn[:, :, :seen]
         _product(q_HqE[whole, part], keys_HnE[:, :seen].transpose(1, 2), scores_Hbn, cut)
         _cap(scores_Hbn, weighting)
@@ -203,7 +176,7 @@ def _weights(scores: Tensor, weighting: Weighting, scratch: Scratch, future_bn: 
         return scores if future_bn is None else scores.masked_fill_(future_bn, 0.0)
     if future_bn is not None:
         scores.masked_fill_(future_bn, -torch.inf)
-    weights = scratch.take("weights", tuple(scores.shape), scores.dtype, scores.device)
+    weights = scratch.take("weights", tuple(scores.shape), scores.dtype)
     found: Tensor = torch.ops.aten._softmax.out(scores, -1, False, out=weights)
     return found
 

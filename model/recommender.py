@@ -22,6 +22,7 @@ from model.embeddings import add_items, sum_features
 from model.heads import CascadedHeads
 from model.hstu import HSTU
 from model.item_head import ItemHead
+from model.layers import normalised
 from model.losses import CascadeLoss, cascaded_cross_entropy
 from model.task_heads import TaskHeads
 from model.transformer import LearnedPlaces, Transformer
@@ -105,7 +106,7 @@ class Tower(nn.Module):
         x_LD = F.dropout(x_LD, cfg.input_dropout, self.training)
         with torch.autocast(x_LD.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
             x_LD = self.encoder(x_LD, tokens)
-        return F.normalize(x_LD.float(), dim=1, eps=1e-6)
+        return normalised(x_LD)
 
     def forward(
         self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch
@@ -172,14 +173,17 @@ class Recommender(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         """Loss (0-d): Σ over this rank's targets times `batch.loss_weight`; its mean over ranks is the global mean."""
-        items = self.item_table(batch.item_ids) if self.item_table is not None else None
-        result: tuple[Tensor, Output] = self.tower(self.ebc(batch.features), items, batch)
+        result: tuple[Tensor, Output] = self.tower(*self.looked_up(batch), batch)
         return result
+
+    def looked_up(self, batch: Batch) -> tuple[KeyedTensor, Mapping[str, JaggedTensor] | None]:
+        """What the tables say of a batch: pooled embeddings, and rows of the table of items, if there is one."""
+        items = self.item_table(batch.item_ids) if self.item_table is not None else None
+        return self.ebc(batch.features), items
 
     def encode(self, batch: Batch) -> Tensor:
         """L2-normalised states [L, D], without heads or loss."""
-        items = self.item_table(batch.item_ids) if self.item_table is not None else None
-        return self.tower.encode(self.ebc(batch.features), items, batch)
+        return self.tower.encode(*self.looked_up(batch), batch)
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What a user will do with each candidate: [T, K], and the candidates' tokens, int64 [T], ascending.
@@ -187,6 +191,5 @@ class Recommender(nn.Module):
         Candidates are the tokens of which `batch.target_items_L` says that something is asked, labels or none; a
         column is a task's, the probability of a binary one, the value of a regression.
         """
-        items = self.item_table(batch.item_ids) if self.item_table is not None else None
-        predicted: tuple[Tensor, Tensor] = self.tower.predict(self.ebc(batch.features), items, batch)
+        predicted: tuple[Tensor, Tensor] = self.tower.predict(*self.looked_up(batch), batch)
         return predicted

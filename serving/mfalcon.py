@@ -39,6 +39,7 @@ from torch import Tensor
 from common.errors import InputError
 from data.batches import ItemFeatures
 from model.incremental import Incremental, newest_waits
+from model.layers import normalised
 from model.past import Past
 from model.recommender import Recommender
 from serving.kv_cache import CachePool, UserCache, model_fingerprint
@@ -88,6 +89,8 @@ class MFalcon:
         self.fingerprint = model_fingerprint(model, features, self._sample())
         # What is known of series since the newest event stands behind it, in front of a candidate.
         self._waits = int(newest_waits(self.cfg) or self.cfg.series > 0)
+        # Of any user: who continues a past without memory is given some.
+        self._nothing = UserCache(self.fingerprint, UserEvents.none(), 0, self.reader.empty_past(), 0)
 
     def _sample(self) -> Tensor:
         """Vectors of events of some items, of every event type: what the tables say."""
@@ -109,9 +112,7 @@ class MFalcon:
             InputError: an item, event type or value outside of the catalogue; series not given, or given in vain.
         """
         self._check_series_given(series)
-        nothing = UserEvents.none()
-        empty = [UserCache(self.fingerprint, nothing, 0, self.reader.empty_past(), 0) for _ in histories]
-        return self.extend(empty, histories, series)
+        return self.extend([self._nothing] * len(histories), histories, series)
 
     def extend(
         self,
@@ -136,7 +137,9 @@ class MFalcon:
         grown = self._with_series(caches, series)
         changed = [row for row, own in enumerate(events) if len(own) or grown[row] is not caches[row]]
         for row in changed:
-            grown[row] = self._still_true(self._appended(grown[row], events[row]))
+            grown[row] = self._appended(grown[row], events[row])
+        for row, cache in zip(changed, self._still_true([grown[row] for row in changed]), strict=True):
+            grown[row] = cache
         changed = [row for row in changed if len(grown[row].events)]
         # Those of whom nothing is read go through the attention of training, together.
         unread = [row for row in changed if not grown[row].past.length]
@@ -168,11 +171,7 @@ class MFalcon:
             cache is not None and cache.fingerprint == self.fingerprint and cache.belongs_before(history, own)
             for cache, history, own in zip(held, histories, told, strict=True)
         ]
-        nothing = UserEvents.none()
-        start = [
-            cache if fit and cache else UserCache(self.fingerprint, nothing, 0, self.reader.empty_past(), 0)
-            for cache, fit in zip(held, fits, strict=True)
-        ]
+        start = [cache if fit and cache else self._nothing for cache, fit in zip(held, fits, strict=True)]
         news = [history[one.dropped + len(one.events) :] for one, history in zip(start, histories, strict=True)]
         new_series = [own[len(one.series) :] for one, own in zip(start, told, strict=True)]
         caches = self.extend(start, news, None if series is None else new_series)
@@ -187,8 +186,7 @@ class MFalcon:
             return dataclasses.replace(cache, events=cache.events + events)
         # Cut before they are joined: a part of the whole would hold all of it in memory.
         window = cache.events[surplus:] + events[max(0, surplus - len(cache.events)) :]
-        past = self.reader.empty_past()
-        return UserCache(self.fingerprint, window, cache.dropped + surplus, past, 0, series=cache.series)
+        return dataclasses.replace(self._nothing, events=window, dropped=cache.dropped + surplus, series=cache.series)
 
     def _with_series(self, caches: Sequence[UserCache], series: Sequence[UserSeries] | None) -> list[UserCache]:
         """With entries that are not read yet; of those who have none, the very caches."""
@@ -203,29 +201,34 @@ class MFalcon:
             for cache, own in zip(caches, series, strict=True)
         ]
 
-    def _placed(self, cache: UserCache, time: int) -> PlacedSeries:
-        """What of the series enters the window, if what follows it happens at `time`."""
+    def _placed(self, caches: Sequence[UserCache], times_B: Ints) -> list[PlacedSeries]:
+        """What of the series enters each window, if what follows it happens at its time."""
         rows = self.tokens.series
         if rows is None:
-            return cache.placed
-        times_k = cache.events.timestamps
-        return place(cache.series, times_k, time, rows, self.cfg.series, up_to_next=self.tokens.appends)
+            return [cache.placed for cache in caches]
+        series, times = [cache.series for cache in caches], [cache.events.timestamps for cache in caches]
+        return place(series, times, times_B, rows, self.cfg.series, up_to_next=self.tokens.appends)
 
-    def _still_true(self, cache: UserCache) -> UserCache:
-        """The cache, or one of which nothing is read, where what was read is not what a window has that ends there."""
-        if self.tokens.series is None or not cache.read:
-            return cache
-        placed = self._placed(cache, int(cache.events.timestamps[-1]))
-        if placed.between(0, cache.read).same(cache.placed):
-            return cache
-        return dataclasses.replace(cache, past=self.reader.empty_past(), read=0, placed=PlacedSeries.none())
+    def _still_true(self, caches: Sequence[UserCache]) -> list[UserCache]:
+        """The caches; in the place of one that read other entries than its window has now, one that read nothing."""
+        found = list(caches)
+        if self.tokens.series is None:
+            return found
+        read = [row for row, cache in enumerate(caches) if cache.read]
+        newest = np.array([caches[row].events.timestamps[-1] for row in read], dtype=np.int64)
+        for row, placed in zip(read, self._placed([caches[row] for row in read], newest), strict=True):
+            if not placed.between(0, caches[row].read).same(caches[row].placed):
+                found[row] = dataclasses.replace(
+                    self._nothing, events=caches[row].events, dropped=caches[row].dropped, series=caches[row].series
+                )
+        return found
 
     def _read(self, caches: list[UserCache]) -> list[UserCache]:
         """Read for good what of the events can be."""
         stops = [len(cache.events) - self._waits for cache in caches]
         runs = [cache.events[cache.read : stop] for cache, stop in zip(caches, stops, strict=True)]
         next_times_B = np.array([cache.events.timestamps[-1] for cache in caches], dtype=np.int64)
-        placed = [self._placed(cache, int(time)) for cache, time in zip(caches, next_times_B, strict=True)]
+        placed = self._placed(caches, next_times_B)
         entries = [one.between(cache.read, stop) for one, cache, stop in zip(placed, caches, stops, strict=True)]
         wanted = 1 - self._waits
         pasts = [cache.past for cache in caches]
@@ -233,7 +236,7 @@ class MFalcon:
         out, pasts = self.reader.encode_more(*embedded, pasts, wanted=wanted)
         states: Sequence[Tensor | None] = [None] * len(caches)
         if wanted:
-            states = [state_D.clone() for state_D in self.reader.normalised(out)]  # none holds those of others
+            states = [state_D.clone() for state_D in normalised(out)]  # none holds those of others
         return [
             dataclasses.replace(cache, past=past, read=stop, newest_D=state, placed=one.between(0, stop))
             for cache, past, stop, state, one in zip(caches, pasts, stops, states, placed, strict=True)
@@ -301,7 +304,7 @@ class MFalcon:
     def _states(self, caches: Sequence[UserCache], asked: list[UserEvents], times_B: Ints, microbatch: int) -> Tensor:
         pasts = self._newest(caches, times_B)[1]
         x_MD, tokens = self.tokens.candidates(asked)
-        return self.reader.normalised(self.reader.encode_candidates(x_MD, tokens, pasts, microbatch))
+        return normalised(self.reader.encode_candidates(x_MD, tokens, pasts, microbatch))
 
     def _newest(self, caches: Sequence[UserCache], times_B: Ints) -> tuple[Tensor, list[Past]]:
         """States [b, D] of the newest tokens of those who have any, and all pasts with those in them."""
@@ -312,13 +315,13 @@ class MFalcon:
             return joined, [cache.past for cache in caches]
         waiting = [cache.events[cache.read :] for cache in caches]
         entries = [
-            self._placed(cache, int(time)).between(cache.read, len(cache.events) + 1)
-            for cache, time in zip(caches, times_B, strict=True)
+            placed.between(cache.read, len(cache.events) + 1)
+            for cache, placed in zip(caches, self._placed(caches, times_B), strict=True)
         ]
         x_LD, tokens = self.tokens.history(waiting, times_B, entries if self.cfg.series else None)
         pasts = [cache.past for cache in caches]
         out_BD, pasts = self.reader.encode_more(x_LD, tokens, pasts, wanted=1, keep=False)
-        return self.reader.normalised(out_BD), pasts
+        return normalised(out_BD), pasts
 
     # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────
 

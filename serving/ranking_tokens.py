@@ -31,7 +31,7 @@ from model.incremental import embed
 from model.recommender import Recommender
 from model.task_heads import TaskHeads
 from serving.token_makers import Embedded
-from serving.user_events import Ints, UserEvents, joined
+from serving.user_events import Ints, UserEvents, joined, with_followers
 from serving.user_series import PlacedSeries, as_merged
 
 
@@ -98,17 +98,21 @@ class RankingTokens:
         """See `serving.token_makers.TokenMaker.history`."""
         if placed is None:
             placed = [PlacedSeries.none()] * len(users)
-        windows = [own + UserEvents.of([0], [time]) for own, time in zip(users, next_times_B, strict=True) if len(own)]
-        bounds_B1 = np.cumsum([0, *map(len, windows)])
-        entries = as_merged([one for own, one in zip(users, placed, strict=True) if len(own)])
-        batch = self._batch(joined(windows), bounds_B1, learn=False, entries=entries if len(entries) else None)
+        lengths_B = np.array([len(own) for own in users], dtype=np.int64)
+        asked = np.flatnonzero(lengths_B)
+        ends = np.cumsum(lengths_B[asked])
+        windows = with_followers(joined(users), ends, next_times_B[asked])
+        bounds = np.concatenate([[0], ends + np.arange(1, len(ends) + 1)])
+        entries = as_merged([placed[int(row)] for row in asked])
+        batch = self._batch(windows, bounds, learn=False, entries=entries if len(entries) else None)
         read_L = torch.arange(len(batch.rows_L), device=self._device) < batch.offsets[-1]
         if self._actions.form == INTERLEAVED:
             read_L[batch.offsets[1:] - 1] = False  # the item of what follows
         per_event = 2 if self._actions.form == INTERLEAVED else 1
-        lengths = [per_event * len(own) + len(one) for own, one in zip(users, placed, strict=True)]
-        lengths_B = torch.tensor(lengths, dtype=torch.int64, device=self._device)
-        return _picked(embed(self.model, batch), read_L.nonzero().flatten(), lengths_B)
+        tokens_B = per_event * lengths_B + np.array([len(one) for one in placed], dtype=np.int64)
+        return _picked(
+            embed(self.model, batch), read_L.nonzero().flatten(), torch.from_numpy(tokens_B).to(self._device)
+        )
 
     def candidates(self, users: Sequence[UserEvents]) -> Embedded:
         """See `serving.token_makers.TokenMaker.candidates`.
@@ -132,8 +136,7 @@ class RankingTokens:
             return self._heads.predictions(self._heads(states_XD))
         batch, model = self._alone(candidates), self.model
         assert batch.candidate_rows_L is not None
-        items = model.item_table(batch.item_ids) if model.item_table is not None else None
-        x_PD = model.tower.summed(model.ebc(batch.features), items, batch)
+        x_PD = model.tower.summed(*model.looked_up(batch), batch)
         beside_MD = model.tower.picked(x_PD, batch.candidate_rows_L[: len(batch.offsets) - 1])
         counts_B = torch.tensor([len(own) for own in candidates], dtype=torch.int64, device=self._device)
         states_MD = states_XD.repeat_interleave(counts_B, dim=0)

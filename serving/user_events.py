@@ -131,7 +131,7 @@ class UserEvents:
     @property
     def columns(self) -> tuple[Ints | None, ...]:
         """In the order of the attributes."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        return tuple(getattr(self, name) for name in _NAMES)
 
     @property
     def nbytes(self) -> int:
@@ -142,7 +142,7 @@ class UserEvents:
         """Whether the first of these events are those."""
         if len(earlier) > len(self):
             return False
-        pairs = zip(joined([earlier]).columns, self[: len(earlier)].columns, _MARKS, strict=True)
+        pairs = zip(earlier.columns, self[: len(earlier)].columns, _MARKS, strict=True)
         return all(
             np.array_equal(_filled(a, len(earlier), mark), _filled(b, len(earlier), mark)) for a, b, mark in pairs
         )
@@ -166,12 +166,23 @@ def _filled(column: Ints | None, count: int, mark: int) -> Ints:
 
 def joined(parts: Sequence[UserEvents]) -> UserEvents:
     """The events of several, one after another; the order of time is not looked at."""
+    own = [part.columns for part in parts]
     columns: list[Ints | None] = []
-    for number, (name, mark) in enumerate(zip(_NAMES, _MARKS, strict=True)):
-        own = [part.columns[number] for part in parts]
-        if _OF_STORE[name].missing is not None and all(column is None for column in own):
+    for number, (of_store, mark) in enumerate(zip(EVENT_COLUMNS.values(), _MARKS, strict=True)):
+        found = [of_part[number] for of_part in own]
+        if of_store.missing is not None and all(column is None for column in found):
             columns.append(None)
             continue
-        filled = [_filled(column, len(part), mark) for column, part in zip(own, parts, strict=True)]
+        filled = [_filled(column, len(part), mark) for column, part in zip(found, parts, strict=True)]
         columns.append(np.concatenate([np.zeros(0, dtype=np.int64), *filled]))
+    return UserEvents(*columns)  # type: ignore[arg-type]
+
+
+def with_followers(events: UserEvents, places: Ints, times: Ints) -> UserEvents:
+    """Events and, in front of each of some places, ascending, one of which nothing but its time is known."""
+    known = [times if name == "timestamps" else mark for name, mark in zip(_NAMES, _MARKS, strict=True)]
+    columns = [
+        None if column is None else np.insert(column, places, value)
+        for column, value in zip(events.columns, known, strict=True)
+    ]
     return UserEvents(*columns)  # type: ignore[arg-type]

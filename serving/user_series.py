@@ -3,7 +3,7 @@
 An entry may come late, to stand in front of events that were read without it. So what stands in front of these is
 remembered, and compared with what now should.
 
-Shapes: s entries of a user · k events of a window.
+Shapes: B users · s entries of a user · k events of a window · W windows.
 """
 
 from __future__ import annotations
@@ -110,31 +110,46 @@ class PlacedSeries:
 
 
 def place(
-    series: UserSeries, times_k: Ints, next_time: int, rows: SeriesRows, limit: int, *, up_to_next: bool
-) -> PlacedSeries:
-    """What enters a window of events and what follows them, as in training.
+    users: Sequence[UserSeries],
+    times: Sequence[Ints],
+    next_times_B: Ints,
+    rows: SeriesRows,
+    limit: int,
+    *,
+    up_to_next: bool,
+) -> list[PlacedSeries]:
+    """What enters windows of events and what follows them, as in training.
 
     Args:
-        times_k: seconds of the window's events; of none, nothing enters.
-        next_time: when what follows them happens.
-        limit: the most entries.
+        users: of each all entries.
+        times: of each the seconds of the window's events; of none, nothing enters.
+        next_times_B: when what follows each window happens.
+        limit: the most entries of a window.
         up_to_next: whether what is known after the newest event enters, to stand in front of what follows.
     """
-    if not len(series) or not len(times_k):
-        return PlacedSeries.none()
+    placed = [PlacedSeries.none()] * len(users)
+    asked = [row for row, (own, times_k) in enumerate(zip(users, times, strict=True)) if len(own) and len(times_k)]
+    if not asked:
+        return placed
     columns = SeriesColumns(
-        offsets=np.array([0, len(series)]),
-        timestamps=series.timestamps,
-        values=series.values,
-        names=tuple(map(str, range(int(rows.series_V.max()) + 1))),
+        offsets=np.cumsum([0, *(len(users[row]) for row in asked)]),
+        timestamps=np.concatenate([users[row].timestamps for row in asked]),
+        values=np.concatenate([users[row].values for row in asked]),
+        names=("",) * rows.num_series,
         series_V=rows.series_V,
         artists_V=rows.artists_V,
         texts=pa.array([], type=pa.string()),
     )
-    user_W, sequence = np.zeros(1, dtype=np.int64), np.append(times_k, next_time)
-    until_W = None if up_to_next else times_k[-1:]
-    found = SeriesMerger(columns, limit).merge(user_W, sequence, np.array([0, len(sequence)]), until_W)
-    return PlacedSeries(found.value, aged(found.time, times_k[:1][found.window]), found.before)
+    bounds = np.cumsum([0, *(len(times[row]) + 1 for row in asked)])
+    sequences = np.concatenate([part for row in asked for part in (times[row], next_times_B[row : row + 1])])
+    until_W = None if up_to_next else sequences[bounds[1:] - 2]
+    found = SeriesMerger(columns, limit).merge(np.arange(len(asked)), sequences, bounds, until_W)
+    key_times_s = aged(found.time, sequences[bounds[:-1]][found.window])
+    cuts = np.searchsorted(found.window, np.arange(1, len(asked)))
+    parts = [np.split(column, cuts) for column in (found.value, key_times_s, found.before)]
+    for row, values, key_times, before in zip(asked, *parts, strict=True):
+        placed[row] = PlacedSeries(values, key_times, before)
+    return placed
 
 
 def as_merged(runs: list[PlacedSeries]) -> MergedSeries:

@@ -21,6 +21,7 @@ W windows · s entries that enter · V values · n rows of the table.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,11 @@ class SeriesRows:
     def of(cls, series: SeriesColumns, first: int) -> SeriesRows:
         """Of a store's."""
         return cls(first, series.series_V, series.artists_V)
+
+    @functools.cached_property
+    def num_series(self) -> int:
+        """How many series the values are of."""
+        return int(self.series_V.max(initial=-1)) + 1
 
     def artists_of(self, rows_n: np.ndarray) -> np.ndarray:
         """The artist that a row is, int64 [n]; NONE of actions, and of values that are none."""

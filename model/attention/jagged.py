@@ -81,7 +81,7 @@ class _Inputs:
             self.distances = Distances(slopes_H, table_HP, layout, settings.dtype)
         widest = max(q_LHE.shape[2], v_LHF.shape[2])
         sizes = (group.most_numbers(widest) for group in (*layout.groups, *layout.candidates))
-        self.scratch = Scratch(max(sizes, default=0), q_LHE.device)
+        self.scratch = Scratch(q_LHE.device, max(sizes, default=0))
 
     def parts(self) -> Iterator[tuple[Group, Part]]:
         """Each group's events, then its candidates; with the group of their keys."""

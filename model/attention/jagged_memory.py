@@ -1,4 +1,4 @@
-"""Where jagged attention puts what it computes.
+"""Where attention puts what it computes, a block of scores at a time.
 
 Shapes: H heads · G users of a group · m tokens of the group's longest user · E width of a query or key ·
 F width of a value · T time buckets.
@@ -18,18 +18,20 @@ class Scratch:
     """Memory by name that all blocks of a call share: fresh memory is slower than the arithmetic.
 
     Args:
-        size: numbers that each can hold.
+        size: numbers that each can hold from the start; it grows where more are asked for.
     """
 
-    size: int
     device: torch.device
-    buffers: dict[str, Tensor] = field(default_factory=dict)
+    size: int = 0
+    buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Not initialised; what was taken by that name before is overwritten."""
-        if name not in self.buffers:
-            self.buffers[name] = torch.empty(self.size, dtype=dtype, device=self.device)
-        return self.buffers[name][: math.prod(shape)].view(shape)
+        numbers, held = math.prod(shape), self.buffers.get((name, dtype))
+        if held is None or held.numel() < numbers:
+            held = torch.empty(max(numbers, self.size), dtype=dtype, device=self.device)
+            self.buffers[name, dtype] = held
+        return held[:numbers].view(shape)
 
 
 @dataclass(frozen=True)

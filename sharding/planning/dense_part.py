@@ -20,6 +20,7 @@ from data.ranking.config import INTERACTIONS, MERGED
 from model.biases import Tokens, describe_tokens
 from model.config import ModelConfig, Vocabulary
 from model.item_head import BLOCK_NUMBERS, ITEMS_PER_NEGATIVE, ItemHead, sampled_softmax
+from model.layers import normalised
 from model.losses import cascaded_cross_entropy
 from model.recommender import Tower
 from model.task_heads import TaskHeads
@@ -214,7 +215,7 @@ def _loss(tower: Tower, x_LD: Tensor, tokens: Tokens, targets: Tensor) -> Tensor
         x_LD = x_LD + tower.places(tokens)
     with torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision == "bf16"):
         x_LD = tower.encoder(x_LD, tokens)
-    x_LD = nn.functional.normalize(x_LD.float(), dim=1, eps=1e-6)
+    x_LD = normalised(x_LD)
     # The real model leaves out padding, and tokens of which nothing is asked: a copy, as here.
     rows_T = torch.arange(0, len(x_LD), _tokens_an_answer(cfg))
     x_TD = x_LD.index_select(0, rows_T)

@@ -15,6 +15,7 @@ from torch import Tensor
 from model.biases import Tokens, describe_tokens
 from model.config import AttentionConfig, BiasConfig, ModelConfig, TransformerConfig, Vocabulary
 from model.incremental import Incremental, newest_waits, token_bytes
+from model.layers import normalised
 from model.past import Past
 from model.recommender import Tower
 
@@ -189,8 +190,8 @@ def test_in_single_precision_within_what_is_asked(cfg: ModelConfig, seed: int) -
     history, wanted = drawn(12, seed, torch.float32), candidates_at(9_999, 7, seed, torch.float32)
     history.notes_4n[1, -1] = 9_999
     _, pasts = read(reader, [reader.empty_past()], [history])
-    got = reader.normalised(ask(reader, pasts, [wanted], 3))
-    close(got, reader.normalised(whole_with(tower, history, wanted)), 1e-5)
+    got = normalised(ask(reader, pasts, [wanted], 3))
+    close(got, normalised(whole_with(tower, history, wanted)), 1e-5)
 
 
 @settings(max_examples=20, deadline=None)
@@ -316,8 +317,8 @@ def test_half_precision_is_that_of_training(kind: str, qk_norm: bool) -> None:
     more, pasts = read(reader, pasts, [user[7:]])
     with torch.autocast("cpu", torch.bfloat16):
         want, alone = whole(tower, user)[7:], whole_with(tower, user, wanted)
-    close(reader.normalised(more), reader.normalised(want), 0.03)
-    close(reader.normalised(ask(reader, pasts, [wanted])), reader.normalised(alone), 0.03)
+    close(normalised(more), normalised(want), 0.03)
+    close(normalised(ask(reader, pasts, [wanted])), normalised(alone), 0.03)
 
 
 def test_memory_is_what_is_stated() -> None:

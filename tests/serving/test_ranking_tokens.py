@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -266,6 +268,28 @@ def test_the_window_is_read_anew_only_where_what_was_read_is_not_so_any_more(mon
     falcon.score([later], [[1]], 155)
     assert read[1:] == [(1, 0)]
     assert later.placed.values.tolist() == [0, 5, 1, 4]
+
+
+def test_users_of_a_batch_are_made_ready_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done once a user is done by the thousand: events are joined, and series merged, once a batch."""
+    falcon, users = falcon_of(make("merged", "silu", "next", 4)), [with_played(drawn(5, row), row) for row in range(7)]
+    caches, calls = falcon.prepare(users, [UserSeries.of([0, 5], [50, 1_100])] * 7), []
+    for name in ("serving.user_series.SeriesMerger", "serving.ranking_tokens.joined"):
+        monkeypatch.setattr(name, counting(calls, name))
+    falcon.score(caches, [[1, 2]] * 7, 60_000)
+    assert sorted(calls) == ["serving.ranking_tokens.joined"] * 2 + ["serving.user_series.SeriesMerger"]
+
+
+def counting(calls: list[str], name: str) -> Callable[..., Any]:
+    """What stands there, noting each call."""
+    module, attribute = name.rsplit(".", 1)
+    counted = getattr(importlib.import_module(module), attribute)
+
+    def call(*args: Any) -> Any:
+        calls.append(name)
+        return counted(*args)
+
+    return call
 
 
 def test_what_is_known_later_is_not_seen_and_nothing_is_forgotten() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.attention import jagged_blocks, jagged_layout
 from model.attention.jagged_layout import QUERY_BLOCK
+from model.attention.jagged_memory import Scratch
 from model.biases import KeyBias
 from tests.model.attention.strategies import KINDS, Case, cases, worst_error
 
@@ -236,3 +237,13 @@ def test_a_candidate_before_each_event_takes_half_the_work_of_a_token_each() -> 
     interleaved = layout_of(Case([2 * n for n in lengths], time=False))
     assert all(group.is_spread for group in merged.candidates)
     assert jagged_layout.padded_scores(merged) < 0.65 * jagged_layout.padded_scores(interleaved)
+
+
+def test_scratch_memory_is_kept_and_grows() -> None:
+    scratch = Scratch(torch.device("cpu"), 6)
+    first = scratch.take("scores", (2, 2), torch.float32)
+    assert scratch.take("scores", (3, 2), torch.float32).data_ptr() == first.data_ptr()
+    assert scratch.take("scores", (2, 2), torch.float64).data_ptr() != first.data_ptr()
+    longer = scratch.take("scores", (4, 2), torch.float32)
+    assert longer.shape == (4, 2)
+    assert scratch.take("scores", (2, 2), torch.float32).data_ptr() == longer.data_ptr()
