@@ -10,7 +10,6 @@ each user's ratings held out; and in a stream, a single pass over time, each day
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from data.event_store import EventStore
 from data.ranking.config import FORMS, INTERACTIONS, INTERLEAVED
 from data.ranking.tasks import parse_tasks
 from data.sequences import make_plan
-from data.split import training_events
+from data.split import training_mask
 from evaluation.metrics.intervals import RESAMPLES
 from evaluation.outputs import PREDICTIONS
 from evaluation.ranking.comparison import TaskDifference, compare_predictions
@@ -74,27 +73,23 @@ class Bench:
     seeds: tuple[int, ...]
     quick: bool
 
-    def train(self, form: str, seed: int, *keys: str) -> tuple[Path, float]:
-        """A run's folder, and the seconds that it took."""
+    def train(self, form: str, seed: int, *keys: str) -> Path:
+        """A run's folder."""
         path = self.folder / f"{form}-{seed}-{'stream' if keys else 'split'}"
         command = ["-m", "trainer.train", "--config", str(CONFIG), f"store={self.store.path}"]
         command += [f"codes={self.folder / 'codes'}", f"run={path}", f"seed={seed}"]
         command += [f"model.output.actions.form={form}", *keys]
         if self.quick:
             command.append("max_steps=20")
-        return path, measure(command).seconds
+        measure(command)
+        return path
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a kind of model predicted of the same events, from one seed or several.
-
-    Attributes:
-        seconds: of a training.
-    """
+    """What a kind of model predicted of the same events, from one seed or several."""
 
     found: tuple[Predictions, ...]
-    seconds: float
 
     def mean(self) -> Predictions:
         """The first seed's events with the mean of all seeds' predictions: what is compared."""
@@ -110,19 +105,18 @@ def report_split(bench: Bench, forms: Sequence[str], findings: Findings) -> None
     """The test events, each known by everything before it."""
     models, tasks = {}, list[str]()
     for form in forms:
-        found, took = [], 0.0
+        found = []
         for seed in bench.seeds:
-            path, seconds = bench.train(form, seed)
+            path = bench.train(form, seed)
             measure(["-m", "evaluation.evaluate", f"run={path}", "bootstrap=1"])
             file = read_predictions(path / PREDICTIONS)
             found.append(file.predictions)
-            tasks, took = list(file.tasks), took + seconds
-        models[form] = Model(tuple(found), took / len(bench.seeds))
+            tasks = list(file.tasks)
+        models[form] = Model(tuple(found))
     asked = models[forms[0]].found[0]
-    begun = time.perf_counter()
-    columns, fit_E = columns_of(bench.store, tasks), training_events(bench.store.offsets, bench.store.split())
+    columns, fit_E = columns_of(bench.store, tasks), training_mask(bench.store.offsets, bench.store.split())
     predicted_nT = logistic_predictions(parse_tasks(tasks), columns, fit_E, asked.events_n)
-    models[LOGISTIC] = _like(asked, predicted_nT, time.perf_counter() - begun)
+    models[LOGISTIC] = _like(asked, predicted_nT)
     _report("Split", models, tasks, findings, "")
 
 
@@ -130,21 +124,20 @@ def report_stream(bench: Bench, forms: Sequence[str], findings: Findings) -> Non
     """The training events, each predicted before its day is learnt from."""
     models, tasks = {}, list[str]()
     for form in forms:
-        found, took = [], 0.0
+        found = []
         for seed in bench.seeds:
-            path, seconds = bench.train(form, seed, *STREAM)
+            path = bench.train(form, seed, *STREAM)
             files = [read_predictions(one) for one in sorted((path / FOLDER).glob("period-*.parquet"))]
             found.append(joined([one.predictions for one in files]))
-            tasks, took = list(files[0].tasks), took + seconds
-        models[form] = Model(tuple(found), took / len(bench.seeds))
-    begun = time.perf_counter()
+            tasks = list(files[0].tasks)
+        models[form] = Model(tuple(found))
     predicted_nT = _logistic_stream(bench.store, tasks, models[forms[0]].found[0])
-    models[LOGISTIC] = _like(models[forms[0]].found[0], predicted_nT, time.perf_counter() - begun)
+    models[LOGISTIC] = _like(models[forms[0]].found[0], predicted_nT)
     _report("Stream", models, tasks, findings, "_stream")
 
 
-def _like(asked: Predictions, predicted_nT: np.ndarray, seconds: float) -> Model:
-    return Model((Predictions(asked.users_n, asked.events_n, predicted_nT, asked.labels_nT),), seconds)
+def _like(asked: Predictions, predicted_nT: np.ndarray) -> Model:
+    return Model((Predictions(asked.users_n, asked.events_n, predicted_nT, asked.labels_nT),))
 
 
 def _logistic_stream(store: EventStore, tasks: Sequence[str], asked: Predictions) -> np.ndarray:
@@ -153,7 +146,7 @@ def _logistic_stream(store: EventStore, tasks: Sequence[str], asked: Predictions
     plan = make_plan("stream", store.offsets, columns.times_E, split, 10**6, seed=0, period_seconds=PERIOD)
     assert plan.num_epochs is not None
     predicted_nT = np.full((len(asked), len(tasks)), np.nan, dtype=np.float32)
-    training_E = training_events(store.offsets, split)
+    training_E = training_mask(store.offsets, split)
     opens = columns.times_E[training_E].min()
     place_E = np.full(store.num_events, -1)
     place_E[asked.events_n] = np.arange(len(asked))
@@ -178,8 +171,8 @@ def _report(title: str, models: dict[str, Model], tasks: Sequence[str], findings
                 values = [_figures(parsed, one)[task][figure] for one in model.found]
                 cells.append(f"{np.mean(values):.4f}" + (f" ± {np.std(values):.4f}" if len(values) > 1 else ""))
                 figures[f"{name}_{task}_{figure}{suffix}"] = float(np.mean(values))
-        rows.append([*cells, f"{model.seconds:,.0f}"])
-    head = ["", *(f"{task} {figure}" for task, shown in SHOWN.items() for figure in shown), "training, s"]
+        rows.append(cells)
+    head = ["", *(f"{task} {figure}" for task, shown in SHOWN.items() for figure in shown)]
     compared = [
         [f"{after} against {before}", *(_difference(one) for one in _compare(parsed, models[before], models[after]))]
         for before, after in ((INTERACTIONS, INTERLEAVED), (INTERACTIONS, "merged"), (LOGISTIC, INTERLEAVED))

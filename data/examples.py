@@ -14,9 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.hashing import uniform_from
+from data.leakage import user_blocks
 from data.ranges import partition_points, positions_of
 from data.sequences import Windows
 from data.stochastic_length import StochasticLength
+
+_BLOCK_INPUTS = 2**21
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,12 @@ class Examples:
         windows = self.windows
         thinned_B = self.kept_W[index_B] < windows.lengths[index_B]
         unsure = np.flatnonzero(thinned_B & (windows.learn_from[index_B] > windows.start[index_B]))
-        if len(unsure):
-            tokens = self.tokens(index_B[unsure])
-            actions_B[unsure] = np.add.reduceat(
-                tokens.asked_m.astype(np.int64), tokens.offsets_B[:-1] + np.arange(len(unsure))
+        inputs = np.cumsum(np.append(0, windows.lengths[index_B[unsure]]))
+        for first, last in user_blocks(inputs, _BLOCK_INPUTS):
+            some = unsure[first:last]
+            tokens = self.tokens(index_B[some])
+            actions_B[some] = np.add.reduceat(
+                tokens.asked_m.astype(np.int64), tokens.offsets_B[:-1] + np.arange(len(some))
             )
         return actions_B
 

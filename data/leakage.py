@@ -43,7 +43,7 @@ def prove_no_leakage(folder: Path, config: SplitConfig, users: int, time_range: 
 
     Raises:
         LeakageError: with the first event, user or window that breaks the rule.
-        InputError: the split leaves nothing to learn from or to ask for.
+        InputError: as `make_split`.
     """
     offsets = open_column(folder / schema.column_file(schema.OFFSETS), np.dtype(np.int64), users + 1)
     path = folder / schema.column_file(schema.TIMESTAMP)

@@ -30,9 +30,9 @@ class Manifest:
         duplicates: what was done with events that say the same twice ("keep", "drop", "refuse"), and their number.
         split: which events are held out, the keys of `data.split.SplitConfig`.
         files: name → {"bytes", "sha256"}.
-        series: name → {"values"}, how many it has, in the order in which `series.parquet` numbers them;
-            `preferred_artist` says its "days" as well. Without series the file has no such key, and is what it was
-            before there were any.
+        series: name → {"values"}, how many it has, in the order in which `series.parquet` numbers them; those with
+            entries say the seconds of the "first" and the "last", and `preferred_artist` its "days" as well. Without
+            series the file has no such key, and is what it was before there were any.
     """
 
     format_version: int

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,11 @@ from common.config import REQUIRED, group, option, run_entry
 from common.errors import InputError
 from common.progress import format_seconds
 from data import duplicates
+from data.event_store import EventStore
 from data.manifest import Manifest
 from data.output_folder import check_apart, check_replaceable, check_space, claimed, scratch_beside
 from data.series import choices, preferred_artist
-from data.series.writer import SeriesRequest
+from data.series_writer import SeriesRequest, day_of
 from data.sources import movielens, movielens_1m, movielens_origins, table, yambda, yambda_files
 from data.sources.base import Source, UserSeries
 from data.sources.movielens_users import DEMOGRAPHICS
@@ -38,6 +38,8 @@ from data.sources.table_config import TableCatalogue, TableColumns, TableConfig,
 from data.sources.table_values import TIME_UNITS
 from data.split import SplitConfig
 from data.store_writer import write_event_store
+
+PREFERRED_ARTIST_DAYS = 30
 
 SOURCES = (movielens.NAME, movielens_1m.NAME, yambda.NAME, table.NAME)
 
@@ -109,7 +111,9 @@ class PrepareConfig:
         f"some of {', '.join(DEMOGRAPHICS)}: MovieLens; file: a table, as `series_file` says",
     )
     series_file: TableSeries = group(TableSeries, "table: where slow series of its users are")
-    preferred_artist_days: int = option(30, "length of the periods of preferred_artist", minimum=1)
+    preferred_artist_days: int | None = option(
+        None, f"length of the periods of preferred_artist, {PREFERRED_ARTIST_DAYS} where not given", minimum=1
+    )
     duplicates: str | None = option(
         None,
         "what to do with events that say the same as another in every column; where not given, refuse for a table, "
@@ -137,6 +141,11 @@ class PrepareConfig:
             faults.append(f"`series_file.path` is required where `series` names {choices.FILE}")
         if self.source == table.NAME and choices.FILE not in self.series and self.series_file.path is not None:
             faults.append(f"`series_file` means nothing where `series` does not name {choices.FILE}; add it")
+        if self.preferred_artist_days is not None and preferred_artist.NAME not in self.series:
+            faults.append(
+                f"`preferred_artist_days` means nothing where `series` does not name {preferred_artist.NAME}; add it, "
+                "or leave the days out"
+            )
         if not self.out:
             faults.append("`out` is empty; name a folder")
         if faults:
@@ -157,8 +166,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Write the store and print what was made.
 
     Returns:
-        A summary: store, fingerprint, source, counts, event types with their counts, time range, what was left out,
-        seconds.
+        A summary: store, fingerprint, source, counts, event types with their counts, series, time range, what was left
+        out, the split and how many users its test asks, seconds.
 
     Raises:
         InputError: a fault in the source, or `out` cannot be written.
@@ -174,8 +183,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             rule = config.duplicates or (duplicates.REFUSE if config.source == table.NAME else duplicates.KEEP)
             manifest = write_event_store(source, out, config.split, rule, _series_request(config, source))
     left_out = {what: count for what, count in source.left_out.items() if count}
+    asked = int(EventStore.open(out, verify=False).split().test.asked_U.sum())
     seconds = time.monotonic() - start
-    print(_table(out, manifest, left_out, seconds))
+    print(_table(out, manifest, left_out, asked, seconds))
     return {
         "store": str(out),
         "fingerprint": manifest.fingerprint,
@@ -187,6 +197,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         "left_out": left_out,
         "duplicates": manifest.duplicates,
         "split": manifest.split,
+        "test_users": asked,
         "seconds": round(seconds, 3),
     }
 
@@ -234,8 +245,8 @@ def _series_request(config: PrepareConfig, source: Source) -> SeriesRequest:
         given = source.series
     elif isinstance(source, movielens.MovieLens) and names:
         given = source.demographics(names)
-    by_artist = preferred_artist.NAME in config.series
-    return SeriesRequest(given, config.preferred_artist_days if by_artist else None)
+    days = (config.preferred_artist_days or PREFERRED_ARTIST_DAYS) if preferred_artist.NAME in config.series else None
+    return SeriesRequest(given, days)
 
 
 def _cache_folder(given: str | None) -> Path:
@@ -245,26 +256,37 @@ def _cache_folder(given: str | None) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "segue"
 
 
+_NOBODY_ASKED = (
+    "nobody is asked, so that nothing can be evaluated: their histories are too short for this split, or end before "
+    "its test; change split.kind or its periods, or prepare a longer log"
+)
 _DONE = {duplicates.DROP: "left out", duplicates.KEEP: "kept"}
 
 
-def _table(out: Path, manifest: Manifest, left_out: dict[str, int], seconds: float) -> str:
-    first, last = manifest.time_range
-    times = f"{first:,} … {last:,} s"
-    if manifest.source["name"] != yambda.NAME:  # Yambda's seconds count from an origin of its own
-        days = [datetime.fromtimestamp(second, tz=UTC).date().isoformat() for second in (first, last)]
-        times = " … ".join(days)
+def _table(out: Path, manifest: Manifest, left_out: dict[str, int], asked: int, seconds: float) -> str:
+    def times(first: int, last: int) -> str:
+        if manifest.source["name"] == yambda.NAME:  # whose seconds count from an origin of its own
+            return f"{first:,} … {last:,} s"
+        return f"{day_of(first)} … {day_of(last)}"
+
     rows = [(name, f"{count:,}") for name, count in manifest.counts.items()]
     rows += [
         (f"  {name}", f"{count:,}")
         for name, count in zip(manifest.event_types, manifest.event_type_counts, strict=True)
     ]
-    rows += [(f"  {name}", f"{series['values']:,} values") for name, series in manifest.series.items()]
-    rows += [("time", times), *(("left out", f"{count:,} {what}") for what, count in left_out.items())]
+    rows += [
+        (f"  {name}", f"{of['values']:,} values" + (f", {times(of['first'], of['last'])}" if "first" in of else ""))
+        for name, of in manifest.series.items()
+    ]
+    rows += [
+        ("time", times(*manifest.time_range)),
+        *(("left out", f"{count:,} {what}") for what, count in left_out.items()),
+    ]
     found, rule = manifest.duplicates["found"], manifest.duplicates["rule"]
     if found:
         rows.append(("duplicates", f"{found:,} events say the same as another; {_DONE[rule]}"))
     rows.append(("split", f"{manifest.split['kind']}; every event was held against it, none leaks"))
+    rows.append(("test", f"{asked:,} of {manifest.counts['users']:,} users are asked" if asked else _NOBODY_ASKED))
     rows += [("fingerprint", manifest.fingerprint)]
     lines = [f"{out}: event store of {' '.join(manifest.source.values())}, made in {format_seconds(seconds)}"]
     width = max(14, *(len(name) for name, _ in rows))

@@ -1,4 +1,4 @@
-"""Many ranges, and many binary searches, at once."""
+"""Many ranges, runs and binary searches at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ def positions_of(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     total = int(ends[-1]) if len(ends) else 0
     positions: np.ndarray = np.arange(total) + np.repeat(starts.astype(np.int64) - (ends - lengths), lengths)
     return positions
+
+
+def run_starts(*keys: np.ndarray) -> np.ndarray:
+    """Positions at which a run of equal keys begins, int64: `[7, 7, 9]` → `[0, 2]`.
+
+    Args:
+        keys: [n] each; several are compared side by side.
+    """
+    begins_n = np.ones(len(keys[0]), dtype=bool)
+    begins_n[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    starts: np.ndarray = np.flatnonzero(begins_n)
+    return starts
 
 
 def partition_points(

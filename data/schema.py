@@ -65,6 +65,8 @@ TITLE = "title"
 MAX_EVENT_TYPES = 256
 MAX_SERIES = 255
 """So that how many of them a user has fits into a byte."""
+MAX_SERIES_VALUES = 2**20
+"""Of series that a source gives, over all of them: each value is a row of a table. Artists are rows already."""
 
 SERIES_FILE = "series.parquet"
 SERIES_FOLDER = "series"

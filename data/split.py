@@ -176,7 +176,9 @@ def make_split(
         time_range: first and last timestamp of the whole log, where these users are only a part of it.
 
     Raises:
-        InputError: nothing is left to learn from, or nothing to ask for.
+        InputError: by the clock, the periods leave nothing to learn from or hold no event; of users held out, nobody
+            is left to learn from. That nobody is asked, as where all histories are short, is no fault of a store to
+            learn from: `data.prepare` says so, and evaluation refuses it.
     """
     lengths_U = np.diff(offsets)
     if config.kind == LEAVE_LAST_OUT:
@@ -208,12 +210,12 @@ def leave_last_out(offsets: np.ndarray, timestamps_E: np.ndarray) -> Split:
 def leave_last_share(share: float, offsets: np.ndarray, timestamps_E: np.ndarray) -> Split:
     """Hold out the last events of each user, at least one, for the test, and as many before them for validation.
 
-    A request is made at the time of the first event asked for. Histories of fewer than 3 events, and those of which
-    nothing would be left to learn from, are all training.
+    At least one event stays for training: of a short history less than the share may be held out. A request is made at
+    the time of the first event asked for. Histories of fewer than 3 events are all training.
     """
     lengths_U = np.diff(offsets)
     held_U = np.maximum(np.round(lengths_U * share).astype(np.int64), 1)
-    held_U = np.where((lengths_U >= 3) & (2 * held_U < lengths_U), held_U, 0)
+    held_U = np.where(lengths_U >= 3, np.minimum(held_U, (lengths_U - 1) // 2), 0)
 
     def last_but(times: int) -> HeldOut:
         stop_U = lengths_U - times * held_U
@@ -274,7 +276,7 @@ def _times(timestamps_E: np.ndarray, offsets: np.ndarray, at_U: np.ndarray) -> n
     return times_U
 
 
-def training_events(offsets: np.ndarray, split: Split) -> np.ndarray:
+def training_mask(offsets: np.ndarray, split: Split) -> np.ndarray:
     """Bool [E]: which flat events training may see. For whatever is derived from data: counts, item embeddings."""
     lengths_U = np.diff(offsets)
     position_E = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths_U)

@@ -13,7 +13,7 @@ from data import schema
 from data.batches import EventColumns, ItemFeatures, code_dtype
 from data.event_store import EventStore
 from data.item_keys import item_keys
-from data.ranking.actions import num_actions, num_rows
+from data.ranking.actions import num_actions
 from data.ranking.batches import RankingBatchMaker
 from data.ranking.config import ActionsConfig
 from data.ranking.series_tokens import SeriesRows
@@ -68,7 +68,7 @@ def ranking_maker(
     Raises:
         InputError: the store lacks what the tasks ask for, or series.
     """
-    faults = series_faults(store, ranking)
+    faults = lacking_series(store, ranking)
     try:
         labels = Labels(parse_tasks(ranking.tasks), store.event_types, store.has_column(schema.PLAYED_RATIO))
     except InputError as error:
@@ -81,7 +81,7 @@ def ranking_maker(
     return RankingBatchMaker(columns, features, ranking, labels, distinct=distinct, series=rows, merger=merger)
 
 
-def series_faults(store: EventStore, ranking: ActionsConfig) -> list[str]:
+def lacking_series(store: EventStore, ranking: ActionsConfig) -> list[str]:
     """Whether series are asked for that the store does not have."""
     if not ranking.series or store.has_series:
         return []
@@ -95,10 +95,7 @@ def series_rows(store: EventStore, ranking: ActionsConfig) -> SeriesRows | None:
     """Rows of the values of a store's series in the table `event_type`; None where the model reads none."""
     if not ranking.series:
         return None
-    return SeriesRows.of(
-        store.series,
-        num_actions(len(store.event_types), ranking.played_buckets, store.has_column(schema.PLAYED_RATIO)),
-    )
+    return SeriesRows.of(store.series, _num_actions(store, ranking))
 
 
 def event_type_rows(store: EventStore, ranking: ActionsConfig | None) -> int:
@@ -109,9 +106,11 @@ def event_type_rows(store: EventStore, ranking: ActionsConfig | None) -> int:
     """
     if ranking is None:
         return len(store.event_types)
-    faults = series_faults(store, ranking)
+    faults = lacking_series(store, ranking)
     if faults:
         raise InputError(*faults)
-    values = store.series.num_values if ranking.series else 0
-    has_played = store.has_column(schema.PLAYED_RATIO)
-    return num_rows(len(store.event_types), ranking.played_buckets, has_played, values)
+    return _num_actions(store, ranking) + (store.series.num_values if ranking.series else 0)
+
+
+def _num_actions(store: EventStore, ranking: ActionsConfig) -> int:
+    return num_actions(len(store.event_types), ranking.played_buckets, store.has_column(schema.PLAYED_RATIO))

@@ -19,7 +19,7 @@ from data.column_files import ColumnWriter
 from data.leakage import prove_no_leakage
 from data.manifest import Manifest, seal
 from data.parquet_io import parquet_writer
-from data.series.writer import SeriesRequest, SeriesWriter
+from data.series_writer import SeriesRequest, SeriesWriter
 from data.sources.base import Histories, Source
 from data.split import SplitConfig
 
@@ -58,7 +58,7 @@ def write_event_store(
         of_series: dict[str, Any] = {}
         series_counts: dict[str, int] = {}
         if series_writer is not None:
-            names, entries, of_series["series"] = series_writer.write(folder, totals.users, totals.first)
+            names, entries, of_series["series"] = series_writer.write(folder, totals.users, (totals.first, totals.last))
             files += names
             series_counts[schema.SERIES_ENTRIES] = entries
         manifest = seal(

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("common", "data", "semantic_ids", "model", "sharding", "serving", "evaluation", "trainer")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 MODEL_FILES = [path for path in FILES if path.relative_to(ROOT).parts[0] == "model"]
+SERIES_FILES = sorted((ROOT / "data" / "series").rglob("*.py"))
 
 MODEL_MAY_KNOW = {"common", "data.schema", "data.batches", "data.ranking.config", "data.ranking.tasks", "model"}
 PARALLELISM = ("torch.distributed", "torch.multiprocessing", "torchrec.distributed", "multiprocessing")
@@ -72,6 +73,12 @@ def test_every_room_is_looked_at() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
     assert wrong_way(path) == []
+
+
+@pytest.mark.parametrize("path", SERIES_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_series_know_no_sources(path: Path) -> None:
+    """Sources give series, and are written by what knows both."""
+    assert [name for _, name in imported_modules(path) if is_within(name, {"data.sources"})] == []
 
 
 @pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: str(path.relative_to(ROOT)))

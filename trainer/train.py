@@ -24,7 +24,7 @@ from common.storage import open_storage
 from data.event_store import EventStore
 from data.loader import Loader
 from data.negatives import NegativeSampler
-from data.ranking.moments import label_moments
+from data.ranking.moments import label_moments, target_blocks, training_blocks
 from data.schema import TIMESTAMP
 from data.sequences import make_plan
 from data.split import Split
@@ -81,20 +81,22 @@ def train(config: TrainConfig) -> dict[str, Any]:
             learning_rate=config.optimizer.sparse_learning_rate,
             epsilon=config.optimizer.sparse_epsilon,
             codebooks_CVd=torch.from_numpy(codes.codebooks_CVd) if config.code_init == "codebooks" else None,
-            label_moments=_label_moments(config, store, split),
+            label_moments=_label_moments(config, store) if not chain else None,
             placement=survey.placement,
         )
         expected_steps = loader.expected_steps(config.epochs)
         optimizers = Optimizers(model, config.optimizer, expected_steps)
         template = describe_checkpoints(config, store, codes, vocabulary, world)
-        started_from, progress = "", Progress()
+        started_from, heads_taken, progress = "", False, Progress()
         if chain:
             progress = resume(storage, chain, model, optimizers, loader, store, codes, world)
         elif config.start_from:
-            started_from = "\n" + warm_start(config, model, store, codes)
+            started_from, heads_taken = warm_start(config, model, store, codes)
 
         telemetry = Telemetry(run, world, resume_step=progress.step if chain else None)
-        told = f"{describe_run(model, store, loader, world)}\n{describe_plan(survey)}{started_from}"
+        told = f"{describe_run(model, store, loader, world)}\n{describe_plan(survey)}" + f"\n{started_from}" * bool(
+            started_from
+        )
         telemetry.say(told + describe_debug(config))
         if world.is_main:
             write_plan(run, survey.to_plain())
@@ -120,7 +122,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             checkpointer=checkpointer,
             watch=watch,
             expected_steps=min(expected_steps, config.max_steps or expected_steps),
-            predict_first=_predict_first(config, store, codes, model, loader, world),
+            predict_first=_predict_first(
+                config, store, codes, model, loader, world, start_heads=not (progress.step or heads_taken)
+            ),
         )
         try:
             progress = trainer.train(progress)
@@ -135,11 +139,14 @@ def vocabulary_of(config: TrainConfig, store: EventStore, codes: CodeTable) -> V
     return Vocabulary(codes.num_levels, codes.codes_per_level, store.num_artists, event_types, store.num_items)
 
 
-def _label_moments(config: TrainConfig, store: EventStore, split: Split) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Mean and deviation of what each task asks of the events that may be learnt from."""
-    if config.model.output.kind != "actions":
+def _label_moments(config: TrainConfig, store: EventStore) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean and deviation of what each task asks of the events that may be learnt from.
+
+    None where the output are no actions, and where periods are predicted before any of them may be known.
+    """
+    if config.model.output.kind != "actions" or config.batch.predict_first:
         return None
-    moments = label_moments(store, config.model.output.actions.tasks, split)
+    moments = label_moments(store, config.model.output.actions.tasks, training_blocks(store))
     return moments[0], moments[1]
 
 
@@ -206,15 +213,42 @@ def make_validation(
 
 
 def _predict_first(
-    config: TrainConfig, store: EventStore, codes: CodeTable, model: Any, loader: Loader, world: World
+    config: TrainConfig,
+    store: EventStore,
+    codes: CodeTable,
+    model: Any,
+    loader: Loader,
+    world: World,
+    *,
+    start_heads: bool,
 ) -> PredictFirst | None:
-    """What predicts a period before it is learnt from, where that is asked for."""
+    """What predicts a period before it is learnt from, where that is asked for.
+
+    Args:
+        start_heads: whether heads know of nothing yet, and begin at the labels of the first period.
+    """
     batch = config.batch
     if not batch.predict_first:
         return None
     features = features_of(store, codes, config.model)
     predictor = Predictor(model, features, store, world, loader.plan, tokens=batch.tokens, distinct=batch.distinct)
-    return PredictFirst(predictor, Path(config.run))
+    after_first = _start_heads(config, store, model, loader, world) if start_heads else None
+    return PredictFirst(predictor, Path(config.run), after_first)
+
+
+def _start_heads(
+    config: TrainConfig, store: EventStore, model: Any, loader: Loader, world: World
+) -> Callable[[int], None]:
+    """What begins the heads at the labels of a period's targets. Until then they know of no label."""
+    heads = model.module.tower.heads
+    # A run that was stopped before its first step has begun them already, and predicts the period again.
+    heads.start_from(torch.where(heads.binary_K, 0.5, 0.0), torch.ones_like(heads.mean_K))
+
+    def start(period: int) -> None:
+        blocks = target_blocks(store, loader.plan.windows(period))
+        heads.start_from(*label_moments(store, config.model.output.actions.tasks, blocks).to(world.device))
+
+    return start
 
 
 def describe_checkpoints(

@@ -41,16 +41,6 @@ def action_names(event_types: Sequence[str], played_buckets: int, has_played: bo
     return [f"{name}/{bucket}" for name in event_types for bucket in range(played_buckets + _FURTHER)]
 
 
-def num_rows(event_types: int, played_buckets: int, has_played: bool, series_values: int = 0) -> int:
-    """Rows of the table `event_type` in a model that predicts actions: its actions and, behind them, values of series.
-
-    Args:
-        event_types, played_buckets, has_played: see `num_actions`.
-        series_values: how many values the series have that the model reads; 0 where it reads none.
-    """
-    return num_actions(event_types, played_buckets, has_played) + series_values
-
-
 def actions_of(columns: EventColumns, at_n: np.ndarray, played_buckets: int) -> np.ndarray:
     """What was done in some events: int64 [n], below `num_actions`.
 

@@ -26,7 +26,7 @@ from data.batches import NO_DURATION, NO_TARGET, Batch, EventColumns, ItemFeatur
 from data.examples import Examples, Tokens
 from data.negatives import BinSeeds
 from data.ranking.actions import actions_of
-from data.ranking.config import INTERACTIONS, ActionsConfig
+from data.ranking.config import INTERACTIONS, MERGED, ActionsConfig
 from data.ranking.layout import Layout, insert_series, lay_out, token_lengths
 from data.ranking.rows import NONE, PlacedRows, distinct_rows, plain_rows, with_artists
 from data.ranking.series_tokens import SeriesRows, bounds_of, counted, merged
@@ -48,8 +48,6 @@ class RankingBatchMaker:
         series: rows of the values of slow series, where `actions.series` asks for any.
         merger: of the store's series, with `actions.series` as its limit; None where `make` is given the entries.
     """
-
-    negatives = None
 
     def __init__(
         self,
@@ -74,7 +72,9 @@ class RankingBatchMaker:
         if isinstance(of, Windows):
             lengths_W = token_lengths(form, of.lengths, of.stop - of.learn_from)
         else:
-            lengths_W = token_lengths(form, of.kept_W, of.actions(np.arange(len(windows))))
+            # Only there does it matter how many are asked for, and it takes long to know.
+            asked_W = of.actions(np.arange(len(windows))) if form == MERGED else np.zeros_like(of.kept_W)
+            lengths_W = token_lengths(form, of.kept_W, asked_W)
         if self._merger is None:
             return lengths_W
         longer_W: np.ndarray = lengths_W + counted(self._merger, bounds_of(windows, self.columns, form))

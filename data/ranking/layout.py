@@ -13,7 +13,8 @@ none from its own on.
 
 Entries of slow series are tokens between these, each in front of all tokens of the event that it precedes; they are
 history like any other, ask for nothing, and are no candidates. With form=interactions en has no tokens: what precedes
-it would stand behind the last token and be seen by none (`data.ranking.series_tokens` leaves it out).
+it stands behind the last token and is seen by no prediction. `data.ranking.series_tokens` leaves out what is later than
+the newest input; where Stochastic Length drops that input, what lies between it and the last one left remains.
 
 B windows · W windows of an epoch · m events of the sequences · l tokens · s entries of series.
 """

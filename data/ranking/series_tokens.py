@@ -9,7 +9,8 @@ from a window's first and last second, without knowing which inputs are left.
 
 Not every window goes as far as its last target. A request must not see what lies between its history and its candidate,
 which a gap of the split may hide from it: nothing enters there that is later than the newest input. Nor does it with
-form=interactions, where nothing would see it.
+form=interactions, where nothing would see it. (Where Stochastic Length drops the newest input, what entered between the
+last input left and that one is seen by nothing there either: it takes room, and does no harm.)
 
 Clocks. A token has the second from which on its value holds, also where that is years before the window: a state's age
 is worth knowing. Times of keys ascend with that, which the fast path of attention relies on: entries come by time, and

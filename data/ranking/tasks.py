@@ -3,7 +3,8 @@
     NAME: played_ratio >= 50            binary: at least half of the item was played
     NAME: event_type is like            binary: the event is of this type, or of one of several: `is like, dislike`
     NAME: played_ratio / 100            regression: the played ratio over 100
-    NAME: event_type number             regression: the number at the end of the event type's name, `rating-4` → 4
+    NAME: event_type number             regression: the number that the event type's name is, or that stands at its end:
+                                        `-1` → -1, `rating-4` → 4, `rating: -4` → -4
 
 A task asks nothing of an event that lacks the column's value.
 
@@ -38,7 +39,11 @@ _FORMS = (
     f"dislike` or `NAME: {EVENT_TYPE} number`"
 )
 _RULE = re.compile(r"(?P<column>\w+)\s*(?:(?P<sign>>=|/)|\b(?P<word>is|number)\b)\s*(?P<operand>.*)")
-_LAST_NUMBER = re.compile(r"\d+(?:\.\d+)?$", re.ASCII)
+_LAST_NUMBER = re.compile(r"(?:(?<![^\W_])-)?(?:\d+(?:\.\d+)?|(?<![^\W_])\.\d+)$", re.ASCII)
+"""Of a name that is more than a number. Behind a letter or a digit `-` is a hyphen, and `.` a full stop."""
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of labels, which are float32."""
+_MOST_PLAYED = MISSING_PLAYED_RATIO - 1
 
 Compute = Callable[["EventColumns", np.ndarray], np.ndarray]
 
@@ -122,6 +127,10 @@ def _rule_of(text: str) -> _Rule | str:
         return f"{operand!r} behind `{operator}` is no number"
     if not math.isfinite(number) or (operator == OVER and number <= 0):
         return f"{operand} behind `{operator}` must be a finite number{' above 0' if operator == OVER else ''}"
+    if operator == OVER and number * _LARGEST < _MOST_PLAYED:
+        return f"{operand} behind `/` is too small: {_MOST_PLAYED} over it is beyond float32"
+    if operator == AT_LEAST and number != 0 and not 1 <= number <= _MOST_PLAYED:
+        return f"{operand} behind `>=` is in percent, 50 being half of the item: must be 0, or 1 … {_MOST_PLAYED}"
     return _Rule(operator, number)
 
 
@@ -174,10 +183,12 @@ def _faults_in_store(rule: _Rule, event_types: Sequence[str], has_played: bool) 
         unknown = [name for name in rule.names if name not in event_types]
         return [f"the store has no event type {name!r}{_nearest(name, event_types)}; {known}" for name in unknown]
     if rule.operator == NUMBER:
-        bare = [name for name in event_types if not _LAST_NUMBER.search(name)]
+        numbers = {name: _number_of(name) for name in event_types}
+        bare = [name for name, number in numbers.items() if number is None]
+        large = [name for name, number in numbers.items() if number is not None and abs(number) > _LARGEST]
         return [
             f"no number stands at the end of the event type {name!r}, but must of each; {known}" for name in bare[:1]
-        ]
+        ] + [f"the number of the event type {name!r} is beyond float32" for name in large[:1]]
     if not has_played:
         return [f"the store has no column `{PLAYED_RATIO}`, as its source has none: predict the {EVENT_TYPE} instead"]
     return []
@@ -200,9 +211,21 @@ def _computed_by(rule: _Rule, event_types: Sequence[str]) -> Compute:
 def _value_of_type(rule: _Rule, name: str) -> float:
     if rule.operator == IS:
         return float(name in rule.names)
+    number = _number_of(name)
+    assert number is not None
+    return number
+
+
+def _number_of(name: str) -> float | None:
+    """The number that an event type's name is, or that stands at its end; None where there is none."""
+    try:
+        number = float(name)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number):
+        return number
     found = _LAST_NUMBER.search(name)
-    assert found is not None
-    return float(found[0])
+    return None if found is None else float(found[0])
 
 
 def _nearest(name: str, options: Sequence[str] = tuple(_COLUMNS)) -> str:

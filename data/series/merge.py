@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data import schema
 from data.leakage import user_blocks
 from data.ranges import partition_points, positions_of
 from data.series.columns import SeriesColumns
@@ -58,7 +59,7 @@ class SeriesMerger:
             limit: the most entries that a window is given, at least 1.
         """
         assert limit >= 1
-        assert series.num_series < 2**8
+        assert series.num_series <= schema.MAX_SERIES
         self._series, self._limit = series, limit
         self._known_S = _known(series)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from data.ranges import run_starts
 from data.series.change_points import Entries
 from data.series.values import NO_ARTIST
-from data.sources.base import run_starts
 
 NAME = "preferred_artist"
 _END_OF_TIME = 2**32
@@ -36,7 +36,7 @@ def preferred_artists(
     told = np.flatnonzero(artist_E != NO_ARTIST)
     user_E, artist_E = user_E[told], artist_E[told]
     period_E = (times_E[told].astype(np.int64) - origin) // period
-    starts_r = _pair_starts(user_E, period_E)
+    starts_r = run_starts(user_E, period_E)
     pair_E = np.repeat(np.arange(len(starts_r)), np.diff(starts_r, append=len(told)))
     step = int(artist_N.max(initial=0)) + 1
     keys, counts = np.unique(pair_E * step + artist_E, return_counts=True)  # below 2^63: events times artists
@@ -48,14 +48,6 @@ def preferred_artists(
     known_r = origin + (period_E[starts_r] + 1) * period
     entries = Entries(user_E[starts_r], known_r, artists[chosen])
     return entries.take(np.flatnonzero(known_r < _END_OF_TIME))
-
-
-def _pair_starts(user_E: np.ndarray, period_E: np.ndarray) -> np.ndarray:
-    """Where a user's events of a period begin."""
-    begins_E = np.ones(len(user_E), dtype=bool)
-    begins_E[1:] = (user_E[1:] != user_E[:-1]) | (period_E[1:] != period_E[:-1])
-    starts: np.ndarray = np.flatnonzero(begins_E)
-    return starts
 
 
 def first_artists(artist_offsets: np.ndarray, artist_values: np.ndarray) -> np.ndarray:

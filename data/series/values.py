@@ -5,6 +5,7 @@ Shapes: G series · V values · n rows of a block.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,16 +42,24 @@ class ValueNumbers:
     """Numbers pairs of series and value as they first come, and knows their final order when all have come.
 
     Takes about 200 bytes for each pair that occurs.
+
+    Attributes:
+        series: names of the series so far.
     """
 
     def __init__(self) -> None:
         """Know nothing yet."""
         self._codes: dict[tuple[str, str], int] = {}
+        self.series: set[str] = set()
+
+    def __len__(self) -> int:
+        """V so far, over all series."""
+        return len(self._codes)
 
     @property
-    def series(self) -> set[str]:
-        """Names of the series so far."""
-        return {name for name, _ in self._codes}
+    def largest(self) -> tuple[str, int]:
+        """The series of most values so far, and how many."""
+        return Counter(name for name, _ in self._codes).most_common(1)[0]
 
     def add(self, series: pa.Array, values: pa.Array) -> np.ndarray:
         """Provisional numbers, uint32 [n], of pairs of strings without nulls."""
@@ -58,6 +67,7 @@ class ValueNumbers:
         width = max(len(texts.dictionary), 1)
         pairs_n = names.indices.to_numpy().astype(np.int64) * width + texts.indices.to_numpy()
         distinct, place_n = np.unique(pairs_n, return_inverse=True)
+        self.series.update(names.dictionary.to_pylist())
         name_list, text_list = names.dictionary.to_pylist(), texts.dictionary.to_pylist()
         found = [(name_list[pair // width], text_list[pair % width]) for pair in distinct.tolist()]
         codes = [self._codes.setdefault(pair, len(self._codes)) for pair in found]

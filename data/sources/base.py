@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -165,10 +165,3 @@ def groups_of_pairs(items: np.ndarray, groups: np.ndarray, ids: pa.Array, num_it
     offsets = np.zeros(num_items + 1, dtype=np.int64)
     np.cumsum(np.bincount((pairs // step).astype(np.int64), minlength=num_items), out=offsets[1:])
     return Groups(offsets, (pairs % step).astype(np.uint32), ids)
-
-
-def run_starts(keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Positions at which a run of equal keys begins: `[7, 7, 9]` → `[0, 2]`."""
-    if len(keys) == 0:
-        return np.zeros(0, dtype=np.int64)
-    return np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])

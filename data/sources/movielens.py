@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from common.errors import InputError
 from data import schema
-from data.sources.base import Catalogue, Embeddings, Histories, groups_of_pairs, run_starts, shown
+from data.ranges import run_starts
+from data.sources.base import Catalogue, Embeddings, Histories, groups_of_pairs, shown
 from data.sources.movielens_lines import lines_of, whole_number
 from data.sources.movielens_users import (
     GROUPLENS_USERS,

@@ -34,7 +34,7 @@ from data.sources.table_config import TableConfig
 from data.sources.table_files import Blocks, RowPlace, TableFiles
 from data.sources.table_ids import NameIds, id_column, ids_of, is_id, plain_ids
 from data.sources.table_series import SeriesReader
-from data.sources.table_values import Times, is_number, whole_numbers
+from data.sources.table_values import Shares, Times, is_number, whole_numbers
 from data.sources.whole_users import Runs, runs_of_rows, whole_users
 
 NAME = "table"
@@ -66,12 +66,13 @@ class Table:
         self._files = TableFiles.find(config.path, config.separator)
         faults: list[str] = []
         types = self._check_columns(faults)
-        self._catalogue = CatalogueReader(config.catalogue, faults) if config.catalogue.path else None
+        self._catalogue = CatalogueReader(config.catalogue, config.separator, faults) if config.catalogue.path else None
         self._vectors = self._open_vectors(faults)
         self._users = ids_of(types.get(schema.USER, pa.string()))
         self.series = self._open_series(faults)
         if not faults and self._files.num_rows == 0:
             faults.append(f"{config.path}: has no rows, expected at least one")
+        self._check_separator(faults)
         if faults:
             raise InputError(*faults)
         self._items = ids_of(types[schema.ITEM])
@@ -120,7 +121,15 @@ class Table:
         config = self._config
         if config.series.path is None:
             return None
-        return SeriesReader(config.series, config.timestamp_unit, self._users, self._scratch, faults)
+        return SeriesReader(config.series, config.timestamp_unit, config.separator, self._users, self._scratch, faults)
+
+    def _check_separator(self, faults: list[str]) -> None:
+        readers = [reader for reader in (self._catalogue, self.series) if reader is not None]
+        if faults or self._config.separator is None:
+            return
+        if all(files.separator is None for files in (self._files, *(reader.files for reader in readers))):
+            path = self._files.paths[0]
+            faults.append(f"{path}: is Parquet, as all files here, for which `separator` means nothing; leave it out")
 
     @property
     def num_events(self) -> int:
@@ -209,13 +218,15 @@ class Table:
 
     def _rows(self) -> Iterator[tuple[RowPlace, np.ndarray]]:
         """Checked rows, in the order of the log."""
+        shares = Shares()
         for place, batch in self._blocks(list(self._columns)):
             faults: list[str] = []
             rows = np.zeros(len(batch), dtype=self._row_dtype)
             time = self._columns[schema.TIMESTAMP]
             rows[partitions.TIME] = self._times.read(place, time, batch.column(time), faults)
             for role in self.optional_columns:
-                rows[role] = whole_numbers(place, self._columns[role], batch.column(self._columns[role]), role, faults)
+                name, noted = self._columns[role], shares if role == schema.PLAYED_RATIO else None
+                rows[role] = whole_numbers(place, name, batch.column(name), role, faults, noted)
             if faults:
                 raise InputError(*faults)
             rows[partitions.USER] = self._users.find(plain_ids(batch.column(self._columns[schema.USER])))
@@ -224,6 +235,12 @@ class Table:
                 rows[schema.EVENT_TYPE] = self._types.find(plain_ids(batch.column(self._columns[schema.EVENT_TYPE])))
             self._check_known(rows)
             yield place, rows
+        if shares.likely:
+            raise InputError(
+                f"{self._config.path}: column `{self._columns[schema.PLAYED_RATIO]}` ({schema.PLAYED_RATIO}) has no "
+                "value above 1 and some between 0 and 1, so that it looks like a share; it must be percent: multiply "
+                "it by 100"
+            )
 
     def _check_known(self, rows: np.ndarray) -> None:
         limits = {partitions.USER: len(self._user_ids), schema.ITEM: self._num_items}

@@ -21,27 +21,32 @@ class CatalogueReader:
     """Reads the file; of items that do not occur in the log nothing is kept.
 
     Attributes:
+        files: what is read, where there are no faults.
         ignored: rows about items that do not occur.
     """
 
-    def __init__(self, config: TableCatalogue, faults: list[str]) -> None:
-        """Check the file's columns; what is wrong is added to `faults`."""
+    def __init__(self, config: TableCatalogue, separator: str | None, faults: list[str]) -> None:
+        """Check the file's columns; what is wrong is added to `faults`.
+
+        Args:
+            separator: between values of CSV, by the suffix where None.
+        """
         assert config.path is not None
         assert config.item is not None
         self._item, self._artist, self._title = config.item, config.artist, config.title
         self._columns = [name for name in (config.item, config.artist, config.title) if name is not None]
         self.ignored = 0
         try:
-            self._files = TableFiles.find(config.path)
+            self.files = TableFiles.find(config.path, separator)
         except InputError as error:
             faults += error.faults
             return
-        types = self._files.checked_types(self._columns, faults)
+        types = self.files.checked_types(self._columns, faults)
         for name, dtype in types.items():
             inner = dtype.value_type if name == config.artist and _is_list(dtype) else dtype
             if not is_id(inner):
                 what = "whole numbers or strings, or lists of them" if name == config.artist else "numbers or strings"
-                faults.append(f"{self._files.paths[0]}: column `{name}` is {dtype}, must hold {what}")
+                faults.append(f"{self.files.paths[0]}: column `{name}` is {dtype}, must hold {what}")
 
     def read(self, items: Ids, num_items: int) -> tuple[Groups, pa.Array | None]:
         """Artists and titles of the items [N]; no titles where no column of them is named.
@@ -53,7 +58,7 @@ class CatalogueReader:
         item_parts: list[np.ndarray] = [np.zeros(0, dtype=np.uint32)]
         artist_parts: list[pa.Array] = [pa.array([], type=pa.string())]
         titles: list[str | None] = [None] * num_items
-        for place, batch in self._files.blocks(self._columns):
+        for place, batch in self.files.blocks(self._columns):
             faults: list[str] = []
             ids = id_column(place, self._item, batch.column(self._item), faults)
             faults += self._text_faults(place, batch)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from common.config import option
 from common.errors import InputError
 from data import schema
+from data.sources.table_values import TIME_UNITS
 
 
 @dataclass
@@ -93,8 +94,9 @@ class TableSeries:
         None, "Parquet or CSV with slow series of users, a row a state: file, folder or glob; rows in any order"
     )
     user: str | None = option(None, "its column of users, as in the log; `user` where not given")
-    timestamp: str | None = option(
-        None, "its column of times from which on a value holds, read as the log's; `timestamp` where not given"
+    timestamp: str | None = option(None, "its column of times from which on a value holds; `timestamp` where not given")
+    timestamp_unit: str | None = option(
+        None, "what a number in that column counts since 1970; as in the log where not given", choices=TIME_UNITS
     )
     series: str | None = option(None, "its column of the series' names; `series` where not given")
     value: str | None = option(
@@ -111,7 +113,9 @@ class TableSeries:
         columns = self.named()
         faults = []
         if self.path is None:
-            faults += [f"`{role}` needs `path`" for role in columns if getattr(self, role) is not None]
+            faults += [
+                f"`{key}` needs `path`" for key in (*columns, "timestamp_unit") if getattr(self, key) is not None
+            ]
         if len(set(columns.values())) < len(columns):
             faults.append("`user`, `timestamp`, `series` and `value` must be different columns")
         if faults:

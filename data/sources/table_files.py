@@ -79,7 +79,7 @@ class TableFiles:
         """The files that a path, a folder or a glob names, in the order of their names.
 
         Args:
-            separator: between values of a line, by the suffix where None.
+            separator: between values of a line, by the suffix where None; means nothing to Parquet.
 
         Raises:
             InputError: none there, of an unknown suffix, or Parquet and CSV together.
@@ -93,8 +93,6 @@ class TableFiles:
         if len({(suffix == PARQUET, SEPARATORS.get(suffix)) for suffix in kinds}) > 1:
             raise InputError(f"{given}: holds {' and '.join(kinds)} files; name one kind by a glob, as in *{kinds[0]}")
         if kinds[0] == PARQUET:
-            if separator is not None:
-                raise InputError(f"{paths[0]}: is Parquet, for which `separator` means nothing; leave it out")
             return TableFiles(tuple(paths), None)
         return TableFiles(tuple(paths), separator or SEPARATORS[kinds[0]])
 

@@ -42,14 +42,24 @@ class SeriesReader:
     """Reads the file; implements `data.sources.base.UserSeries` once the log's users are known.
 
     Attributes:
+        files: what is read, where there are no faults.
         ignored: rows about users of whom the log has no event.
     """
 
-    def __init__(self, config: TableSeries, timestamp_unit: str, users: Ids, scratch: Path, faults: list[str]) -> None:
+    def __init__(
+        self,
+        config: TableSeries,
+        timestamp_unit: str,
+        separator: str | None,
+        users: Ids,
+        scratch: Path,
+        faults: list[str],
+    ) -> None:
         """Check the file's columns; what is wrong is added to `faults`.
 
         Args:
-            timestamp_unit: of plain numbers in the column of times.
+            timestamp_unit: of plain numbers in the log's column of times, and in this one where it says nothing else.
+            separator: between values of CSV, by the suffix where None.
             users: the log's vocabulary of users, sealed before `values` is called.
             scratch: where a folder may be made for the rows that wait; the caller removes it.
         """
@@ -58,12 +68,13 @@ class SeriesReader:
         self._users, self.ignored = users, 0
         self._user_ids = pa.array([], type=pa.string())
         self._offsets = np.zeros(1, dtype=np.int64)
+        timestamp_unit = config.timestamp_unit or timestamp_unit
         try:
-            self._files = TableFiles.find(config.path)
+            self.files = TableFiles.find(config.path, separator)
         except InputError as error:
             faults += error.faults
             return
-        types = self._files.checked_types(list(self._columns.values()), faults)
+        types = self.files.checked_types(list(self._columns.values()), faults)
         for role, name in self._columns.items():
             if name not in types:
                 continue
@@ -73,7 +84,7 @@ class SeriesReader:
             elif role == schema.VALUE and pa.types.is_boolean(types[name]):
                 rule = None
             if rule:
-                faults.append(f"{self._files.paths[0]}: column `{name}` ({role}) is {types[name]}, must be {rule}")
+                faults.append(f"{self.files.paths[0]}: column `{name}` ({role}) is {types[name]}, must be {rule}")
         if not faults:
             self._times = Times(types[self._columns[schema.TIMESTAMP]], timestamp_unit)
 
@@ -88,10 +99,10 @@ class SeriesReader:
         self.ignored = 0
         self._folder.mkdir(parents=True, exist_ok=True)
         numbers = ValueNumbers()
-        waiting = Partitions(self._folder, _ROW, len(self._user_ids), self._files.num_rows or self._guessed_rows())
-        with Progress("series", self._files.num_rows, "rows") as progress:
+        waiting = Partitions(self._folder, _ROW, len(self._user_ids), self.files.num_rows or self._guessed_rows())
+        with Progress("series", self.files.num_rows, "rows") as progress:
             kept = 0
-            for place, batch in self._files.blocks(list(self._columns.values())):
+            for place, batch in self.files.blocks(list(self._columns.values())):
                 rows = self._rows(place, batch, numbers)
                 known = rows[partitions.USER] != ABSENT
                 self.ignored += int(len(known) - known.sum())
@@ -110,7 +121,7 @@ class SeriesReader:
 
     def _guessed_rows(self) -> int:
         """Of CSV, which does not say: a row has ten bytes or more."""
-        return max(self._files.num_bytes // 10, 1)
+        return max(self.files.num_bytes // 10, 1)
 
     def _rows(self, place: RowPlace, batch: pa.RecordBatch, numbers: ValueNumbers) -> np.ndarray:
         """Checked rows [n]; ABSENT stands for an unknown user."""
@@ -133,6 +144,13 @@ class SeriesReader:
             raise InputError(
                 f"{place.row(0)} and on: column `{self._columns[schema.SERIES]}` has {len(numbers.series)} different "
                 f"values by the end of this block, must have at most {schema.MAX_SERIES}; is it the name of the series?"
+            )
+        if len(numbers) > schema.MAX_SERIES_VALUES:
+            name, count = numbers.largest
+            raise InputError(
+                f"{place.row(0)} and on: the series have {len(numbers):,} different values by the end of this block, "
+                f"{count:,} of them {name!r}; must have at most {schema.MAX_SERIES_VALUES:,}, each of which becomes a "
+                "row of a table; is it a number rather than a category? Put numbers into ranges first"
             )
         return rows
 

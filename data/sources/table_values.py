@@ -142,10 +142,33 @@ def is_number(dtype: pa.DataType) -> bool:
     return any(is_kind(dtype) for is_kind in kinds) or _is_text(dtype)
 
 
-def whole_numbers(place: RowPlace, name: str, column: pa.Array, stored: str, faults: list[str]) -> np.ndarray[Any, Any]:
+class Shares:
+    """Notes, block by block, whether what should be percentages are shares of 1."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._beyond_one, self._parts = False, False
+
+    def note(self, known_n: np.ndarray) -> None:
+        """Some of the values, none of them missing."""
+        self._beyond_one |= bool((known_n > 1).any())
+        self._parts |= bool(((known_n > 0) & (known_n < 1)).any())
+
+    @property
+    def likely(self) -> bool:
+        """Whether no value was above 1, and some stood between 0 and 1."""
+        return self._parts and not self._beyond_one
+
+
+def whole_numbers(
+    place: RowPlace, name: str, column: pa.Array, stored: str, faults: list[str], shares: Shares | None = None
+) -> np.ndarray[Any, Any]:
     """An optional column [n] in the dtype of `stored`, one of schema.OPTIONAL_COLUMNS.
 
     Null, NaN and empty text are missing; decimals are cut off; true and false are 1 and 0.
+
+    Args:
+        shares: is told of the values before that.
     """
     described = schema.EVENT_COLUMNS[stored]
     limit = described.missing
@@ -173,6 +196,8 @@ def whole_numbers(place: RowPlace, name: str, column: pa.Array, stored: str, fau
         rule = "must be 0 or 1" if stored == schema.ORGANIC else f"must be 0 … {limit - 1} ({described.meaning})"
         _add_fault(place, name, column, outside, rule, faults)
         return np.zeros(len(column), dtype=described.dtype)
+    if shares is not None:
+        shares.note(values[~missing])
     filled: np.ndarray[Any, Any] = np.where(missing, limit, values).astype(described.dtype)
     return filled
 

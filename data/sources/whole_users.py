@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.sources.base import run_starts
+from data.ranges import run_starts
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.files import write_json_atomically, write_text_atomically
 from data.ranking.config import ActionsConfig
 from data.ranking.tasks import parse_tasks
-from data.split import training_events
+from data.split import training_mask
 from evaluation.config import EvaluateConfig
 from evaluation.outputs import FIGURES, PREDICTIONS, REPORT, faults_of_reference, output_path, reference_path
 from evaluation.ranking.comparison import compare_predictions
@@ -103,7 +103,7 @@ def _write(
     """All files or none: the page is made before any is written."""
     config, manifest, store = subject.config, subject.manifest, subject.store
     tasks = parse_tasks(actions.tasks)
-    columns, fit_E = columns_of(store, actions.tasks), training_events(store.offsets, store.split())
+    columns, fit_E = columns_of(store, actions.tasks), training_mask(store.offsets, store.split())
     baseline_nT = logistic_predictions(tasks, columns, fit_E, found.events_n)
     summaries = {
         name: summarise(tasks, said_nT, found.labels_nT, found.users_n, samples=config.bootstrap, seed=config.seed)

@@ -6,6 +6,7 @@ over the whole stream are computed from these.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ class PredictFirst:
 
     Args:
         run: where files go.
+        after_first: is called with the first period that is predicted here, before it is learnt from.
     """
 
-    def __init__(self, predictor: Predictor, run: Path) -> None:
-        self.predictor, self.run = predictor, run
+    def __init__(self, predictor: Predictor, run: Path, after_first: Callable[[int], None] | None = None) -> None:
+        self.predictor, self.run, self._after_first = predictor, run, after_first
         if predictor.world.is_main:
             (run / FOLDER).mkdir(exist_ok=True)
 
@@ -51,6 +53,9 @@ class PredictFirst:
         if found is not None:
             about = {"store_fingerprint": self.predictor.store.fingerprint, "period": period}
             write_predictions(self._file(period), found, self.predictor.actions.tasks, about)
+        if self._after_first is not None:
+            self._after_first(period)
+            self._after_first = None
         return figures
 
     def finish(self, periods: int) -> None:

@@ -415,7 +415,7 @@ CASES: dict[str, Case] = {
     ),
     "separator of Parquet": table(
         parquet_log(),
-        "log.parquet: is Parquet, for which `separator` means nothing",
+        "log.parquet: is Parquet, as all files here, for which `separator` means nothing",
         *ALL_KEYS,
         "separator=;",
         path="log.parquet",

@@ -13,7 +13,7 @@ from data import describe, schema
 from data.describe_page import render_page
 from data.describe_tables import Table, make_tables, share, unit_of
 from data.event_store import EventStore
-from data.series.writer import SeriesRequest
+from data.series_writer import SeriesRequest
 from data.statistics import gather
 from data.store_writer import write_event_store
 from tests.common.html_reader import Page
@@ -98,7 +98,7 @@ def test_series_and_their_values_are_counted(tmp_path: Path, capfd: pytest.Captu
     assert row(text, "series_entries") == ["2"]  # the third user has played no artist before the log ends
     assert row(text, "· preferred_artist") == ["2 values", "2 days"]
     summary = json.loads(text.splitlines()[-1])
-    assert summary["series"] == {"preferred_artist": {"values": 2, "days": 2}}
+    assert summary["series"] == {"preferred_artist": {"values": 2, "first": 2 * DAY, "last": 4 * DAY, "days": 2}}
 
 
 def test_the_page_stands_beside_the_store(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

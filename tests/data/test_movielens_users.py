@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data import schema
+from data import schema, series_writer
 from data.event_store import EventStore
 from data.prepare import main
 from data.sources import movielens_origins as origins
@@ -75,7 +75,8 @@ def test_both_layouts_give_the_same_series(tmp_path: Path) -> None:
     assert (store.series.artists_V == -1).all()
 
 
-def test_only_what_is_asked_for_is_there(tmp_path: Path) -> None:
+def test_only_what_is_asked_for_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(series_writer, "DAY", 1)  # the log has four seconds
     path = example.write(tmp_path / "ml", GROUPLENS_ALL)
     assert prepare(tmp_path / "some", "[occupation,gender]", path=path) == 0
     store = EventStore.open(tmp_path / "some")
@@ -84,7 +85,7 @@ def test_only_what_is_asked_for_is_there(tmp_path: Path) -> None:
     example.write(tmp_path / "ml", {"u.user": b"nobody reads this"})
     assert prepare(tmp_path / "none", "[]", path=path) == 0
     assert not EventStore.open(tmp_path / "none").has_series
-    assert prepare(tmp_path / "artist", "[preferred_artist]", path=path) == 0
+    assert prepare(tmp_path / "artist", "[preferred_artist]", path=path, preferred_artist_days=1) == 0
     assert EventStore.open(tmp_path / "artist").series.names == ("preferred_artist",)
 
 

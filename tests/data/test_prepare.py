@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data import schema, series_writer
 from data.event_store import EventStore
 from data.prepare import main
 from tests.data import movielens_example as example
@@ -50,6 +51,7 @@ def test_the_command_writes_a_store_and_ends_with_a_summary(tmp_path: Path, movi
         "left_out": {},
         "duplicates": store.manifest.duplicates,
         "split": store.manifest.split,
+        "test_users": int(store.split().test.asked_U.sum()),
     }
     assert "1997-11-20 … 1997-11-20" in done.stdout
     assert f"movielens-100k: read from {movielens}, NOT the published data set" in done.stderr
@@ -159,6 +161,10 @@ TABLE = ("source=table", "out=x", "path=y", "columns.user=u", "columns.item=i", 
             ["`preferred_artist_days` is 0, must be at least 1"],
         ),
         (
+            ["source=movielens-100k", "out=x", "series=[gender]", "preferred_artist_days=7"],
+            ["`preferred_artist_days` means nothing where `series` does not name preferred_artist; add it, or"],
+        ),
+        (
             ["source=movielens-1m", "out=x", "path=y", "series=[file,age]", "series_file.path=z"],
             [
                 "3 faults",
@@ -220,16 +226,48 @@ def test_nothing_but_a_store_is_ever_replaced(
     assert main(["source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'empty'}"]) == 0
 
 
-def test_series_are_summed_up(tmp_path: Path, movielens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_series_are_summed_up(
+    tmp_path: Path, movielens: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(series_writer, "DAY", 1)  # the log has four seconds
     example.write(movielens, example.grouplens_users())
     keys = ["source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'store'}", "--json"]
-    assert main([*keys, "series=[gender,preferred_artist]", "preferred_artist_days=7"]) == 0
+    assert main([*keys, "series=[gender,preferred_artist]", "preferred_artist_days=2"]) == 0
     printed = capsys.readouterr().out
-    assert "\n  gender           2 values\n" in printed.replace("    gender", "  gender")
+    assert "\n  gender           2 values, 1997-11-20 … 1997-11-20\n" in printed.replace("    gender", "  gender")
     summary = json.loads(printed.splitlines()[-1])
-    values = EventStore.open(tmp_path / "store").manifest.series["preferred_artist"]["values"]
-    assert summary["series"] == {"gender": {"values": 2}, "preferred_artist": {"values": values, "days": 7}}
-    assert summary["series_entries"] == 8
+    store = EventStore.open(tmp_path / "store")
+    of_artists = store.manifest.series["preferred_artist"]
+    begins = store.column(schema.TIMESTAMP)[store.offsets[:-1]]
+    assert summary["series"] == {
+        "gender": {"values": 2, "first": begins.min(), "last": begins.max()},
+        "preferred_artist": of_artists,
+    }
+    assert (of_artists["days"], of_artists["first"]) == (2, begins.min() + 2)
+    assert summary["series_entries"] == len(store.series.values)
+
+
+def test_periods_have_a_month_where_not_told(
+    tmp_path: Path, movielens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["source=movielens-100k", f"path={movielens}", f"out={tmp_path / 'stores' / 'ml'}"]
+    assert main([*keys, "series=[preferred_artist]"]) == 2
+    assert "`preferred_artist_days` is 30, but the log is over in" in capsys.readouterr().err
+    assert list((tmp_path / "stores").iterdir()) == []
+
+
+def test_it_is_told_whether_anybody_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.csv"
+    keys = ["source=table", f"path={log}", "columns.user=u", "columns.item=i", "columns.timestamp=t"]
+    for lines, asked, told in (
+        ("1,2,3\n1,2,4\n", 0, "nobody is asked, so that nothing can be evaluated: their histories are too short"),
+        ("1,2,3\n1,2,4\n1,2,5\n2,2,3\n", 1, "1 of 2 users are asked"),
+    ):
+        log.write_text(f"u,i,t\n{lines}")
+        assert main([*keys, f"out={tmp_path / 'out'}", "--json"]) == 0
+        printed = capsys.readouterr().out
+        assert told in printed
+        assert json.loads(printed.splitlines()[-1])["test_users"] == asked
 
 
 def test_a_series_file_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from data.sequences import (
     SampledPrefixes,
     TimeStream,
     Windows,
+    covering_windows,
     make_plan,
     request_windows,
     training_windows,
@@ -80,6 +81,26 @@ def test_windows_over_a_leaking_split_are_refused() -> None:
         LeakageError, match=r"user 0 is asked for validation events \[4, 5\).*training may see \[0, 6\)"
     ):
         training_windows(np.array([0, 6]), leaking, 10)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), max_size=6), st.integers(1, 12))
+def test_covering_windows_have_every_event_once_and_a_past_for_it(
+    users: list[tuple[int, int]], max_history: int
+) -> None:
+    first_U, stop_U = (
+        np.array(column, dtype=np.int64) for column in ([f for f, _ in users], [f + n for f, n in users])
+    )
+    windows = covering_windows(first_U, stop_U, max_history)
+    found = list(zip(*(part.tolist() for part in (windows.user, windows.learn_from, windows.stop)), strict=True))
+    targets = [(user, target) for user, learn_from, stop in found for target in range(learn_from + 1, stop + 1)]
+    assert targets == [(user, at) for user, (first, new) in enumerate(users) for at in range(first, first + new)]
+    share = max(max_history // 2, 1)
+    past = np.minimum(windows.learn_from, max_history - share)  # beside the first of its targets
+    assert (windows.learn_from - windows.start >= past).all()
+    assert (windows.start >= 0).all()
+    assert (windows.lengths <= max_history).all()
+    assert len(windows) == sum(-(-new // share) for _, new in users)
+    assert not windows.are_requests
 
 
 # ── generative sampling ──────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from data.split import (
     events_before,
     leave_last_out,
     make_split,
-    training_events,
+    training_mask,
 )
 from tests.data.helpers import split_by_lengths
 
@@ -41,9 +41,9 @@ def test_leave_last_share_holds_out_the_end_of_every_history(lengths: list[int],
     times_E = np.arange(offsets[-1]) * 5
     split = make_split(SplitConfig(kind="leave-last-share", test_share=share), offsets, times_E)
     for user, length in enumerate(lengths):
-        held = max(round(length * share), 1)
-        if length < 3 or 2 * held >= length:
-            held = 0
+        most = max((held for held in range(length) if 2 * held < length), default=0)  # one event stays for training
+        held = min(max(round(length * share), 1), most)
+        assert held > 0 or length < 3
         cuts = [length - 2 * held, length - held, length]
         assert split.train_end_U[user] == cuts[0] > 0
         for part, start, stop in ((split.validation, *cuts[:2]), (split.test, *cuts[1:])):
@@ -140,7 +140,7 @@ def test_training_events_are_those_before_the_end_of_each_user(lengths: list[int
     split = split_by_lengths(lengths)
     offsets = np.cumsum([0, *lengths])
     expected = [position < split.train_end_U[user] for user, length in enumerate(lengths) for position in range(length)]
-    np.testing.assert_array_equal(training_events(offsets, split), np.array(expected, dtype=bool))
+    np.testing.assert_array_equal(training_mask(offsets, split), np.array(expected, dtype=bool))
 
 
 @pytest.mark.parametrize(

@@ -377,6 +377,26 @@ def test_optional_values_in_all_their_guises(tmp_path: Path) -> None:
         assert store.column(schema.PLAYED_RATIO).tolist() == [schema.MISSING_PLAYED_RATIO] * 4
 
 
+@pytest.mark.parametrize("form", ["parquet", "csv", "sorted"])
+def test_a_share_is_no_percentage(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Known only when the whole log has been read."""
+    path = tmp_path / ("log.csv" if form == "csv" else "log.parquet")
+
+    def prepared_with(heard: list[float | None]) -> int:
+        rows = [{"who": 1, "what": 1, "when": place, "heard": value} for place, value in enumerate(heard)]
+        path.write_text(csv_text(rows)) if form == "csv" else pq.write_table(pa.Table.from_pylist(rows), path)
+        more = ["sorted=true"] if form == "sorted" else []
+        return prepare(path, tmp_path / "out" / "store", *COLUMNS, "columns.played_ratio=heard", *more)
+
+    assert prepared_with([0.0, 1.0, None, *[0.25, 0.75] * 60]) == 2
+    said = capsys.readouterr().err
+    assert f"{path}: column `heard` (played_ratio) has no value above 1 and some between 0 and 1, so that it" in said
+    assert "it must be percent: multiply it by 100" in said
+    assert list((tmp_path / "out").iterdir()) == []
+    assert prepared_with([0.5] * 120 + [2.0]) == 0
+    assert prepared_with([0.0, 1.0, None] * 40) == 0
+
+
 def test_event_types_may_be_numbers(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"who": [1] * 12, "what": [1] * 12, "when": list(range(12)), "how": [10, 9, 1] * 4}),

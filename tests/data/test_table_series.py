@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def test_beside_the_preferred_artist(tmp_path: Path, log: Path) -> None:
     catalogue = tmp_path / "items.csv"
     catalogue.write_text("item,artist\n0,A\n1,B\n2,B\n3,C\n")
     path = write(tmp_path / "a.parquet", ROWS)
+    pq.write_table(pa.Table.from_pylist([*LOG, {"user": 5, "item": 1, "time": 100 + 86_400}]), log)
     keys = (f"catalogue.path={catalogue}", "catalogue.item=item", "catalogue.artist=artist", "preferred_artist_days=1")
     store = prepared(log, tmp_path / "out", f"series_file.path={path}", *keys, "series=[preferred_artist,file]")
     later = (100 + 86_400, "preferred_artist: B")
@@ -229,6 +231,74 @@ def test_many_names_of_series_are_no_names(
     path = write(tmp_path / "a.parquet", ROWS)
     assert prepare(log, tmp_path / "out" / "store", f"series_file.path={path}") == 2
     assert "has 2 different values by the end of this block, must have at most 1; is it the" in capsys.readouterr().err
+
+
+def test_a_number_is_no_category(
+    tmp_path: Path, log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_series.schema, "MAX_SERIES_VALUES", 5)
+    path = write(tmp_path / "a.parquet", ROWS)
+    assert prepare(log, tmp_path / "five", f"series_file.path={path}") == 2
+    said = capsys.readouterr().err
+    assert "the series have 6 different values by the end of this block, 4 of them 'plan'; must have at most 5" in said
+    assert "is it a number rather than a category?" in said
+    monkeypatch.setattr(table_series.schema, "MAX_SERIES_VALUES", 6)
+    assert prepare(log, tmp_path / "six", f"series_file.path={path}") == 0
+
+
+BEGIN = 1_700_000_000
+TIME_UNIT = "series_file.timestamp_unit"
+DAYS = [(0, "free"), (3, "paid")]
+
+
+def long_ago(tmp_path: Path, unit: int, states: list[tuple[int, str]] = DAYS) -> tuple[Path, str]:
+    """A log of five days in milliseconds, and states of user 7 on some of them, in parts of a second."""
+    rows = [{"user": 7, "item": day, "time": (BEGIN + day * 86_400) * 1000} for day in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "ms.parquet")
+    told_rows = [dict(zip(NAMES, (7, (BEGIN + day * 86_400) * unit, "plan", is_), strict=True)) for day, is_ in states]
+    return tmp_path / "ms.parquet", f"series_file.path={write(tmp_path / 'states.csv', told_rows)}"
+
+
+def test_a_wrong_unit_is_refused_and_the_right_one_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, series = long_ago(tmp_path, 1)
+    assert prepare(path, tmp_path / "out" / "store", "timestamp_unit=ms", series) == 2
+    assert (
+        "series plan runs from 1970-01-20 to 1970-01-20, but the log from 2023-11-14 to 2023-11-18; is the unit of its "
+        "times right? Say it by `series_file.timestamp_unit`" in capsys.readouterr().err
+    )
+    assert list((tmp_path / "out").iterdir()) == []
+    for unit in ("us", "ns"):  # all states are then of one second
+        assert prepare(path, tmp_path / "out" / "store", "timestamp_unit=ms", series, f"{TIME_UNIT}={unit}") == 2
+        assert "plan runs from 1970-01-01 to 1970-01-01, but the log from 2023" in capsys.readouterr().err
+    right = f"{TIME_UNIT}=s"
+    seconds = prepared(path, tmp_path / "seconds", "timestamp_unit=ms", series, right)
+    assert told(seconds) == {"7": [(BEGIN, "plan: free"), (BEGIN + 3 * 86_400, "plan: paid")]}
+    assert re.search(r"plan +2 values, 2023-11-14 … 2023-11-17\n", capsys.readouterr().out)
+    path, series = long_ago(tmp_path, 1000)
+    assert prepared(path, tmp_path / "as the log", "timestamp_unit=ms", series).fingerprint == seconds.fingerprint
+
+
+def test_states_that_began_once_long_ago_are_believed(tmp_path: Path) -> None:
+    path, _ = long_ago(tmp_path, 1)
+    people = write(tmp_path / "a.csv", [dict(zip(NAMES, (7, 0, name, "x"), strict=True)) for name in ("age", "zone")])
+    store = prepared(path, tmp_path / "out", "timestamp_unit=ms", f"series_file.path={people}")
+    assert told(store) == {"7": [(0, "age: x"), (0, "zone: x")]}
+    path, series = long_ago(tmp_path, 1000, [(-4000, "free"), (-2000, "paid")])
+    assert len(told(prepared(path, tmp_path / "out", "timestamp_unit=ms", series))["7"]) == 2
+
+
+def test_the_separator_is_of_every_file_of_text(tmp_path: Path, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the log itself is Parquet."""
+    path = write(tmp_path / "a.csv", ROWS)
+    path.write_text(path.read_text().replace(",", ";"))
+    catalogue = tmp_path / "items.csv"
+    catalogue.write_text("item;artist\n0;A\n1;B, C\n")
+    keys = (f"catalogue.path={catalogue}", "catalogue.item=item", "catalogue.artist=artist", "separator=;")
+    store = prepared(log, tmp_path / "out", f"series_file.path={path}", *keys)
+    assert told(store) == EXPECTED
+    assert store.artist_ids.to_pylist() == ["A", "B, C"]
+    assert prepare(log, tmp_path / "no", f"series_file.path={write(tmp_path / 'a.parquet', ROWS)}", "separator=;") == 2
+    assert "log.parquet: is Parquet, as all files here, for which `separator` means nothing" in capsys.readouterr().err
 
 
 def test_faults_of_the_log_and_of_the_series_are_told_together(

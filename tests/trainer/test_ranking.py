@@ -7,23 +7,29 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from data import prepare
+from data import prepare, series_writer
+from data.batches import EventColumns
 from data.event_store import EventStore
+from data.ranking.config import ActionsConfig
+from data.ranking.tasks import Labels
+from data.schema import TIMESTAMP
 from data.sequences import make_plan
-from data.series import writer
-from data.split import training_events
+from data.split import training_mask
 from evaluation import evaluate
 from evaluation.outputs import PREDICTIONS
 from evaluation.ranking.files import read_predictions
 from evaluation.ranking.logistic import columns_of
 from evaluation.ranking.predictor import Predictor
 from evaluation.ranking.streaming import FIGURES, FOLDER
+from model.heads_config import HeadsConfig
+from model.task_heads import TaskHeads
 from semantic_ids import fit
 from semantic_ids.codes.code_table import CodeTable
 from serving.checkpoints.model import features_of, find_chain, load_model, run_storage
@@ -33,9 +39,11 @@ from tests.evaluation.test_evaluate import evaluate_here
 from tests.ranks import run_on_ranks
 from tests.trainer.test_train import NO_DROPOUT, losses, parameters, records, train_here, train_on
 from tests.yambda_example import write_yambda_example
+from trainer import train
 
 TASKS = "['listened: played_ratio >= 50','like: event_type is like','played: played_ratio / 100']"
 RANKING = ["model.output.kind=actions", f"model.output.actions.tasks={TASKS}", "model.output.actions.hidden=8"]
+PLAYED = "played: played_ratio / 100"
 FORMS = ("interleaved", "merged", "interactions")
 STREAM = ["batch.windows=stream", "batch.period_seconds=10000", "batch.predict_first=true", "epochs=100"]
 
@@ -83,7 +91,7 @@ def test_training_begins_at_the_mean_label(prepared: Prepared, tmp_path: Path) -
     assert train_here(prepared, tmp_path / "run", *RANKING, *still) == 0
     store, found = EventStore.open(prepared.store), parameters(tmp_path / "run")
     columns = columns_of(store, ast.literal_eval(TASKS))
-    labels_ET = columns.labels_ET[training_events(store.offsets, store.split())]
+    labels_ET = columns.labels_ET[training_mask(store.offsets, store.split())]
     rates = torch.from_numpy(np.nanmean(labels_ET, axis=0))
     torch.testing.assert_close(found["tower.heads.bias_K"][:2].sigmoid(), rates[:2])
     torch.testing.assert_close(found["tower.heads.mean_K"], torch.tensor([0.0, 0.0, rates[2]]))
@@ -110,7 +118,7 @@ def with_series(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     made = Prepared(folder / "store", folder / "codes")
     keys = ["source=yambda", f"path={raw}", "kind=multi_event", f"out={made.store}", "preferred_artist_days=1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "DAY", 600)
+        patch.setattr(series_writer, "DAY", 600)
         assert prepare.main([*keys, "series=[preferred_artist]"]) == 0
     assert fit.main([f"store={made.store}", f"out={made.codes}", "levels=2", "codes=16"]) == 0
     return made
@@ -215,7 +223,7 @@ def test_a_stream_is_predicted_before_it_is_learnt_from(prepared: Prepared, tmp_
     assert train_here(prepared, whole, *keys) == 0
     figures = json.loads((whole / FIGURES).read_text())
     store = EventStore.open(prepared.store)
-    may_be_E = training_events(store.offsets, store.split())
+    may_be_E = training_mask(store.offsets, store.split())
     may_be_E[store.offsets[:-1]] = False
     files = sorted((whole / FOLDER).iterdir())
     events = np.concatenate([read_predictions(path).predictions.events_n for path in files])
@@ -251,6 +259,55 @@ def test_predictions_of_a_period_are_those_of_the_model_before_it(prepared: Prep
             assert found is not None
             assert np.array_equal(found.events_n, file.predictions.events_n)
             np.testing.assert_allclose(found.predicted_nT, file.predictions.predicted_nT, atol=1e-6)
+
+
+def predicted(run: Path) -> list[np.ndarray]:
+    """By period."""
+    return [read_predictions(path).predictions.predicted_nT for path in sorted((run / FOLDER).iterdir())]
+
+
+def test_no_label_is_known_before_its_period(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels from the third period on are turned round; what is predicted of the first three stays, bit for bit."""
+    keys = [*RANKING, *STREAM, "batch.tokens=80", "validate_every=1000", "epochs=4"]
+    assert train_here(prepared, tmp_path / "one", *keys) == 0
+    honest, times_E = Labels.of, EventStore.open(prepared.store).column(TIMESTAMP)
+    third = int(times_E.min()) + 2 * 10_000
+
+    def turned(self: Labels, columns: EventColumns, at_n: np.ndarray) -> np.ndarray:
+        labels_nT = honest(self, columns, at_n)
+        return np.where(columns.timestamps[at_n][:, None] >= third, 1 - labels_nT, labels_nT)
+
+    monkeypatch.setattr(Labels, "of", turned)
+    assert train_here(prepared, tmp_path / "other", *keys) == 0
+    before, after = predicted(tmp_path / "one"), predicted(tmp_path / "other")
+    for period in range(3):
+        np.testing.assert_array_equal(before[period], after[period])
+    assert not np.allclose(before[3], after[3])
+    assert np.allclose(before[0].mean(axis=0), [0.5, 0.5, 0], atol=0.3)  # of the first period nothing is known
+    like_before, like_after = before[0][:, 1].mean(), before[1][:, 1].mean()
+    assert like_after < 0.2 < like_before  # likes are rare, as the first period has told
+
+
+def test_heads_know_nothing_until_they_begin() -> None:
+    """Also those that were begun before, as of a run that was stopped before its first step."""
+    heads = TaskHeads(HeadsConfig(kind="actions", actions=ActionsConfig(tasks=["a: event_type is like", PLAYED])), 4)
+    heads.start_from(torch.tensor([0.1, 3.0]), torch.tensor([0.3, 2.0]))
+    model: Any = SimpleNamespace(module=SimpleNamespace(tower=SimpleNamespace(heads=heads)))
+    nothing: Any = None
+    train._start_heads(nothing, nothing, model, nothing, nothing)
+    assert [heads.bias_K.tolist(), heads.mean_K.tolist(), heads.deviation_K.tolist()] == [[0, 0], [0, 0], [1, 1]]
+
+
+def test_a_resumed_run_looks_at_no_labels_on_the_whole(
+    runs: dict[str, Path], prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where heads begin is in its checkpoint."""
+    run = shutil.copytree(runs["merged"], tmp_path / "run")
+    monkeypatch.setattr(train, "label_moments", None)
+    keys = [*RANKING, *NO_DROPOUT, form("merged"), "batch.tokens=80"]
+    assert train_here(prepared, run, *keys, "resume=true") == 0
 
 
 @pytest.mark.parametrize(

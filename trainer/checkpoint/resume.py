@@ -124,14 +124,16 @@ def _named(names: pa.Array | pa.ChunkedArray) -> list[Any]:
     return [digest.hexdigest()[:16], len(names)]
 
 
-def warm_start(config: TrainConfig, model: DistributedModelParallel, store: EventStore, codes: CodeTable) -> str:
+def warm_start(
+    config: TrainConfig, model: DistributedModelParallel, store: EventStore, codes: CodeTable
+) -> tuple[str, bool]:
     """Fill a new model with another run's parameters. What the other does not know keeps its own start.
 
     A table whose rows stand for other things there is left out: artists may have been added behind those of the other
     run, not in between.
 
     Returns:
-        What was taken and what was not, for people.
+        What was taken and what was not, for people; and whether the heads were.
 
     Raises:
         InputError: there is nothing to start from, it is damaged, or its shapes do not fit.
@@ -140,7 +142,7 @@ def warm_start(config: TrainConfig, model: DistributedModelParallel, store: Even
     storage = run_storage(given) if (given / "config.yaml").is_file() else open_storage(config.start_from)
     chain = find_chain(storage, config.start_checkpoint)
     manifest, where = chain[-1].manifest, storage.where(chain[-1].name)
-    told = [f"starting from {where}, {config.start_parts}"]
+    told, heads_taken = [f"starting from {where}, {config.start_parts}"], False
     with open_chain(storage, chain) as reader:
         if config.start_parts != "dense":
             shards = table_shards(model)
@@ -157,24 +159,29 @@ def warm_start(config: TrainConfig, model: DistributedModelParallel, store: Even
             if hashed - unknown.keys():
                 load_hash_state(model, reader.maps())
         if config.start_parts != "tables":
-            told += _start_dense(config.model.output, manifest, model, saved_model(reader), where)
-    return "; ".join(told)
+            others = _other_heads(config.model.output, manifest)
+            heads_taken = not others
+            told += [f"heads begin anew: {others}"] if others else []
+            _start_dense(model, saved_model(reader), where, heads=heads_taken)
+    return "; ".join(told), heads_taken
 
 
-def _start_dense(
-    output: HeadsConfig, theirs: Manifest, model: DistributedModelParallel, saved: dict[str, Tensor], where: str
-) -> list[str]:
-    """Fill the dense part; but not heads that answer other questions there, and say so."""
-    own, told = dense_tensors(model), []
-    kind, tasks = theirs.model["output"]["kind"], theirs.model["output"]["actions"]["tasks"]
-    if (kind, list(tasks)) != (output.kind, list(output.actions.tasks)):
+def _other_heads(output: HeadsConfig, theirs: Manifest) -> str:
+    """Why the heads there answer other questions than ours; empty where they do not."""
+    kind, tasks = theirs.model["output"]["kind"], list(theirs.model["output"]["actions"]["tasks"])
+    if kind != output.kind:
+        return f"its output is {kind} there"
+    return f"its tasks are {tasks} there" if tasks != list(output.actions.tasks) else ""
+
+
+def _start_dense(model: DistributedModelParallel, saved: dict[str, Tensor], where: str, *, heads: bool) -> None:
+    """Fill the dense part, the heads with it or without."""
+    own = dense_tensors(model)
+    if not heads:
         own, saved = (
             {name: value for name, value in tensors.items() if not name.startswith(_HEADS)} for tensors in (own, saved)
         )
-        asked = f"its tasks are {list(tasks)}" if kind == output.kind else f"its output is {kind}"
-        told.append(f"heads begin anew: {asked} there")
     fill_dense(own, saved, where)
-    return told
 
 
 def _unlike(theirs: dict[str, list[Any]], store: EventStore, own: Collection[str], cfg: ModelConfig) -> dict[str, str]:

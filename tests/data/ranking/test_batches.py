@@ -15,13 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import examples as data_examples
 from data import schema
 from data.batches import FEATURE_KEYS, Batch, BatchMaker
 from data.event_store import EventStore
-from data.examples import Examples
+from data.examples import Examples, Tokens
 from data.loader import event_columns
-from data.ranking.config import FORMS
-from data.sequences import Windows, request_windows, training_windows
+from data.ranking import rows
+from data.ranking.config import FORMS, MERGED
+from data.ranking.rows import NONE, distinct_rows
+from data.sequences import Windows, covering_windows, request_windows, training_windows
 from data.series.columns import SeriesColumns
 from data.stochastic_length import SELECTIONS, StochasticLength
 from model.mask import Mask
@@ -262,6 +265,53 @@ def test_the_three_forms_by_hand(tmp_path: Path) -> None:
         assert batch.target_items_L.tolist() == targets
         asked = batch.labels_LT[batch.target_items_L >= 0]  # type: ignore[index]
         assert asked.tolist() == [[1.0], [1.0], [0.0]]
+
+
+def test_items_and_actions_may_be_more_than_can_be_hashed_in_pairs() -> None:
+    """As where a batch has many items and many values of series: pairs are sorted, and come out as hashed ones."""
+    generator, many = np.random.default_rng(0), 70_000
+    apart = np.full(many, NONE), generator.permutation(many)
+    cases = [(np.concatenate(apart), np.concatenate(apart[::-1]))]
+    cases += [(generator.integers(-1, 7, 400), generator.integers(-1, 5, 400)) for _ in range(3)]
+    for items_r, actions_r in cases:
+        hashed = distinct_rows(items_r, actions_r) if len(items_r) < many else None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rows, "_HASHED_BELOW", 2**32 if hashed is None else 0)
+            found = distinct_rows(items_r, actions_r)
+        of_rows, place = found.rows, found.row_of_r
+        for numbers_r, numbers, rows_p in (
+            (items_r, of_rows.items_d, of_rows.item_rows_P.numpy()[:-1]),
+            (actions_r, of_rows.event_types_k, of_rows.event_type_of_p),
+        ):
+            np.testing.assert_array_equal(np.append(numbers, NONE)[rows_p[place]], numbers_r)
+        assert len(of_rows.event_type_of_p) == len(set(zip(items_r.tolist(), actions_r.tolist(), strict=True)))
+        if hashed is not None:
+            np.testing.assert_array_equal(found.row_of_r, hashed.row_of_r)
+            np.testing.assert_array_equal(of_rows.item_rows_P, hashed.rows.item_rows_P)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lengths_are_known_without_going_through_all_inputs(
+    store: EventStore, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many actions are asked for is counted for the one form whose lengths depend on it, some windows at a time."""
+    world = world_of(store, features_of(store), form, 3, seed=1)
+    windows = covering_windows(np.full(store.num_users, 2), np.diff(store.offsets), 6)
+    kept_W = np.maximum(windows.lengths - 1, 1)
+    examples = examples_of(store, windows, kept_W=kept_W, thinning=StochasticLength(1.5, "random"), seed=3)
+    expected = [len(reference_tokens(world, examples, window)) for window in range(len(windows))]
+    looked_at: list[int] = []
+
+    def noted(self: Examples, index_B: np.ndarray) -> Tokens:
+        looked_at.append(int(self.windows.lengths[index_B].sum()))
+        return tokens(self, index_B)
+
+    tokens = Examples.tokens
+    monkeypatch.setattr(Examples, "tokens", noted)
+    monkeypatch.setattr(data_examples, "_BLOCK_INPUTS", 12)
+    assert world.maker().token_lengths(examples).tolist() == expected
+    assert (len(looked_at) > 1) == (form == MERGED)
+    assert all(inputs <= 12 for inputs in looked_at)
 
 
 def test_a_window_too_many_is_an_error_not_a_cut(store: EventStore) -> None:

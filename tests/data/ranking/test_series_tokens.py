@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
-from data import schema
+from data import schema, series_writer
 from data.batches import Batch
 from data.event_store import EventStore
 from data.examples import Examples
@@ -23,8 +23,7 @@ from data.loader import Loader, event_columns
 from data.ranking import series_tokens
 from data.ranking.config import FORMS, ActionsConfig
 from data.sequences import Windows, training_windows
-from data.series import writer
-from data.series.writer import SeriesRequest
+from data.series_writer import SeriesRequest
 from data.sources.base import Histories
 from data.stochastic_length import StochasticLength
 from data.store_columns import event_type_rows
@@ -182,7 +181,7 @@ def test_nothing_in_front_of_a_candidate_knows_an_event_from_it_on(
     tmp_path: Path, form: str, series: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With room for all entries, and without: which of them are left out must not tell either."""
-    monkeypatch.setattr(writer, "DAY", 5)
+    monkeypatch.setattr(series_writer, "DAY", 5)
     store = prepared(tmp_path / "store")
     before = told_windows(store, form, series)
     windows = training_windows(store.offsets, store.split(), 8, "tiled")
@@ -225,7 +224,7 @@ def test_a_store_without_series_is_refused_with_all_other_faults(tmp_path: Path)
 
 
 def test_another_limit_is_another_plan_and_room_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "DAY", 5)
+    monkeypatch.setattr(series_writer, "DAY", 5)
     store = prepared(tmp_path / "store")
     windows = training_windows(store.offsets, store.split(), 8)
     loaders = {

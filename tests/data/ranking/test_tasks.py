@@ -69,6 +69,10 @@ def test_tasks_are_read() -> None:
         ("a: played_ratio >=", "'' behind `>=` is no number"),
         ("a: played_ratio >= nan", "nan behind `>=` must be a finite number"),
         ("a: played_ratio / 0", "0 behind `/` must be a finite number above 0"),
+        ("a: played_ratio / 1e-40", "1e-40 behind `/` is too small: 65534 over it is beyond float32"),
+        ("a: played_ratio >= 0.5", "0.5 behind `>=` is in percent, 50 being half of the item: must be 0, or 1 … 65534"),
+        ("a: played_ratio >= 65535", "65535 behind `>=` is in percent"),
+        ("a: played_ratio >= -1", "-1 behind `>=` is in percent"),
         ("a: event_type >= 3", "behind event_type must stand `is` or `number`"),
         ("a: event_type is", "an event type behind `is` has no name"),
         ("a: event_type is like,,dislike", "an event type behind `is` has no name"),
@@ -116,6 +120,30 @@ def test_labels_by_hand() -> None:
 def test_the_number_of_an_event_type_is_at_the_end_of_its_name() -> None:
     labels = Labels(parse_tasks(["r: event_type number"]), ("rating-1", "7 stars 4.5", "x10"), has_played=False)
     assert labels.of(columns_of([2, 0, 1], None), np.arange(3)).tolist() == [[10.0], [1.0], [4.5]]
+
+
+NUMBERS = {
+    **{"-1": -1, "0": 0, "1": 1, "+2": 2, ".5": 0.5, "-.5": -0.5, "25e-2": 0.25, "1.5": 1.5},
+    **{"rating-4": 4, "rating 4.5": 4.5, "rating: -4": -4, "(-3": -3, "step_-2": -2, "No.5": 5, "about .5": 0.5},
+}
+
+
+def test_a_number_keeps_its_sign_and_its_point() -> None:
+    labels = Labels(parse_tasks(["r: event_type number"]), tuple(NUMBERS), has_played=False)
+    found = labels.of(columns_of(list(range(len(NUMBERS))), None), np.arange(len(NUMBERS)))
+    assert dict(zip(NUMBERS, found[:, 0].tolist(), strict=True)) == NUMBERS
+
+
+@pytest.mark.parametrize("name", ["1e39", "-1e39", "rating-" + 40 * "4", 400 * "9"])
+def test_a_number_that_is_no_float32_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"the number of the event type '{name}' is beyond float32"):
+        Labels(parse_tasks(["r: event_type number"]), ("1", name), has_played=False)
+
+
+@pytest.mark.parametrize("name", ["nan", "inf", "like"])
+def test_what_is_no_finite_number_is_none(name: str) -> None:
+    with pytest.raises(InputError, match=f"no number stands at the end of the event type '{name}'"):
+        Labels(parse_tasks(["r: event_type number"]), ("1", name), has_played=False)
 
 
 def test_no_tasks_ask_nothing() -> None:

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from data import prepare
+from data import prepare, series_writer
 from data.event_store import EventStore
 from data.schema import ITEM, TIMESTAMP
-from data.series import writer
 from data.series.preferred_artist import first_artists, preferred_artists
-from data.series.writer import SeriesRequest
+from data.series_writer import SeriesRequest
 from data.store_writer import write_event_store
 from tests.data.written_log import Event, WrittenLog
 from tests.yambda_example import write_yambda_example
@@ -77,14 +76,18 @@ USERS = st.lists(HISTORY, min_size=1, max_size=4)
 def test_the_artist_of_most_events_is_known_when_the_period_is_over(
     tmp_path_factory: pytest.TempPathFactory, users: Users, days: int, block: int
 ) -> None:
+    if span(users) < days * DAY:
+        return  # such a log is refused
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "_BLOCK_EVENTS", block)
+        patch.setattr(series_writer, "_BLOCK_EVENTS", block)
         store = store_of(tmp_path_factory.mktemp("store") / "s", users, days)
     assert entries_of(store) == by_loop(users, days)
     occur = sorted({text for entries in entries_of(store) for _, text in entries})
     assert store.series.texts.to_pylist() == occur
     assert store.series.artists_V.tolist() == [int(text.removeprefix("group-")) for text in occur]
-    assert store.manifest.series == {"preferred_artist": {"values": len(occur), "days": days}}
+    times = [time for entries in entries_of(store) for time, _ in entries]
+    begins_and_ends = {"first": min(times), "last": max(times)} if times else {}
+    assert store.manifest.series == {"preferred_artist": {"values": len(occur), **begins_and_ends, "days": days}}
 
 
 @settings(max_examples=40)
@@ -93,6 +96,8 @@ def test_events_from_a_time_on_change_nothing_that_is_known_up_to_it(
     tmp_path_factory: pytest.TempPathFactory, users: Users, days: int, data: st.DataObject
 ) -> None:
     """Both for `t` that an entry has and for others; the log's first event, which begins the periods, stays."""
+    if span(users) < days * DAY:
+        return
     folder = tmp_path_factory.mktemp("stores")
     before = entries_of(store_of(folder / "before", users, days))
     times = sorted({time for entries in before for time, _ in entries} | {DAY, 5 * DAY})
@@ -105,7 +110,7 @@ def test_events_from_a_time_on_change_nothing_that_is_known_up_to_it(
         if not past and not future:
             future = [Event(3, instant)]
         changed.append(past + sorted(future, key=lambda event: event.timestamp))
-    if origin(users) >= instant:
+    if origin(users) >= instant or span(changed) < days * DAY:
         return  # nothing is known before the log begins
     after = entries_of(store_of(folder / "after", changed, days))
     for one, other in zip(before, after, strict=True):
@@ -114,6 +119,22 @@ def test_events_from_a_time_on_change_nothing_that_is_known_up_to_it(
 
 def origin(users: Users) -> int:
     return min(user[0].timestamp for user in users)
+
+
+def span(users: Users) -> int:
+    return max(user[-1].timestamp for user in users) - origin(users)
+
+
+def test_a_log_that_ends_with_the_first_period_is_refused(tmp_path: Path) -> None:
+    users = [[Event(0, 5), Event(0, 5 + 7 * DAY - 1)]]
+    for days in (7, 10**15):
+        with pytest.raises(
+            InputError, match=f"`preferred_artist_days` is {days}, but the log is over in 7 days, before"
+        ):
+            store_of(tmp_path / "s", users, days)
+    assert list(tmp_path.iterdir()) == []
+    longer = [[*users[0], Event(0, 5 + 7 * DAY)]]
+    assert entries_of(store_of(tmp_path / "s", longer, 7)) == [[(5 + 7 * DAY, "group-0")]]
 
 
 def test_what_begins_after_the_end_of_time_is_left_out() -> None:
@@ -136,17 +157,20 @@ def test_a_log_without_artists_has_no_preferred_one(tmp_path: Path) -> None:
 
 
 def test_nobody_may_have_played_an_artist(tmp_path: Path) -> None:
-    log = WrittenLog([[Event(1, 5)], [Event(1, 6), Event(1, 7)]], artists_N=[[0], []], optional_columns=())
+    users = [[Event(1, 5)], [Event(1, 6), Event(1, 5 + DAY)]]
+    log = WrittenLog(users, artists_N=[[0], []], optional_columns=())
     write_event_store(log, tmp_path / "store", series=SeriesRequest(preferred_artist_days=1))
     store = EventStore.open(tmp_path / "store")
     assert store.has_series
     assert (store.series.num_values, store.series.num_series, store.series.offsets.tolist()) == (0, 1, [0, 0, 0])
-    again = replace(log, users=[[Event(0, 5)]])
+    again = replace(log, users=[[Event(0, 5), Event(0, 5 + DAY)]])
     write_event_store(again, tmp_path / "store", series=SeriesRequest(preferred_artist_days=1))
     assert EventStore.open(tmp_path / "store").series.told(0) == "preferred_artist: group-0"
 
 
-def test_yambda_has_it_too(tmp_path: Path) -> None:
+def test_yambda_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    day = 2000  # the example has less than one of the others
+    monkeypatch.setattr(series_writer, "DAY", day)
     raw = write_yambda_example(tmp_path / "raw", users=20, items=40, seed=2)
     keys = ["source=yambda", f"path={raw}", "kind=multi_event", "series=[preferred_artist]", "preferred_artist_days=1"]
     assert prepare.main([*keys, f"out={tmp_path / 'store'}"]) == 0
@@ -161,7 +185,7 @@ def test_yambda_has_it_too(tmp_path: Path) -> None:
     for user, entries in enumerate(entries_of(store)):
         history = range(store.offsets[user], store.offsets[user + 1])
         for time, text in entries:
-            played = [first.get(int(items[event])) for event in history if time - DAY <= times[event] < time]
+            played = [first.get(int(items[event])) for event in history if time - day <= times[event] < time]
             counts = Counter(artist for artist in played if artist is not None)
             assert counts[names.index(text)] == max(counts.values())
-    assert len(store.series.values) == store.num_users  # a day is over once, and everybody had played something
+    assert (np.diff(store.series.offsets) > 0).all()  # everybody had played something

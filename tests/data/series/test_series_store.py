@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import InputError
-from data import schema
+from data import schema, series_writer
 from data.event_store import EventStore
 from data.prepare import main
-from data.series import writer
 from data.series.change_points import Entries
 from data.series.columns import SeriesColumns
+from data.series.merge import SeriesMerger
 from data.series.values import SeriesValues
-from data.series.writer import SeriesRequest
+from data.series_writer import SeriesRequest
 from data.store_writer import write_event_store
 from tests.data import movielens_example as example
 from tests.data.helpers import MemorySource
@@ -52,6 +52,12 @@ class Told:
         ]
         assert len(first_times) == len(user_ids)
         return Entries(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
+
+
+@pytest.fixture(autouse=True)
+def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log has less than a minute."""
+    monkeypatch.setattr(series_writer, "DAY", 40)
 
 
 REQUEST = SeriesRequest(Told(), preferred_artist_days=1)
@@ -89,12 +95,12 @@ def test_what_is_read_is_what_was_told(folder: Path) -> None:
     assert series.texts.to_pylist() == ["x", "free", "paid", *artists, "north"]  # what nobody has is no value
     assert artists
     assert artists == store.artist_ids.take(pa.array(series.artists_V[series.artists_V >= 0])).to_pylist()
-    assert store.manifest.series["plan"] == {"values": 2}
+    assert store.manifest.series["plan"] == {"values": 2, "first": 3, "last": 40}
     assert store.manifest.counts[schema.SERIES_ENTRIES] == len(series.values)
 
 
 def test_blocks_make_no_difference(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_BLOCK_EVENTS", 4)
+    monkeypatch.setattr(series_writer, "_BLOCK_EVENTS", 4)
     again = write_event_store(SOURCE, tmp_path / "again", series=REQUEST)
     assert again.fingerprint == EventStore.open(folder).fingerprint
     assert again.fingerprint == EventStore.open(tmp_path / "again", verify=False).fingerprint
@@ -134,6 +140,16 @@ def test_a_fault_of_the_series_leaves_nothing_behind(tmp_path: Path) -> None:
         "`series` names preferred_artist",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_series_than_can_be_counted_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "MAX_SERIES", 3)
+    write_event_store(SOURCE, tmp_path / "three", series=SeriesRequest(Told()))
+    store = EventStore.open(tmp_path / "three")
+    assert SeriesMerger(store.series, 9).counts(*np.array([[2], [60], [60]])).tolist() == [2]
+    with pytest.raises(InputError, match="tells of 3 series, 4 with preferred_artist, but a store has at most 3; give"):
+        write_event_store(SOURCE, tmp_path / "four", series=REQUEST)
+    assert [path.name for path in tmp_path.iterdir()] == ["three"]
 
 
 # ── damage ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -178,6 +194,12 @@ def other_order(folder: Path) -> None:
     reseal(folder, series={name: series[name] for name in reversed(series)})
 
 
+def plan_behind_zone(folder: Path) -> None:
+    """User 2 has a zone at second 0; its plan, at 5, moves there."""
+    offsets = np.load(folder / schema.series_file(schema.OFFSETS))
+    put(schema.TIMESTAMP, int(offsets[2]) + 1, 0)(folder)
+
+
 def several(folder: Path) -> None:
     for change in (put(schema.VALUE, 0, 99), put(schema.TIMESTAMP, 1, 4), table(with_artist)):
         change(folder)
@@ -193,6 +215,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "out of order": (
         put(schema.TIMESTAMP, 1, 4),
         ["series/timestamp.npy: user 0, entry 1: `timestamp` is 4; a user's entries must ascend by time"],
+    ),
+    "one series twice in a second": (
+        put(schema.TIMESTAMP, 1, 5),
+        ["user 0, entry 1: `timestamp` is 5; a user's entries must ascend by time, those of one second by series"],
+    ),
+    "series of a second in another order": (
+        plan_behind_zone,
+        ["user 2, entry 1: `timestamp` is 0; a user's entries must ascend by time, those of one second by series"],
     ),
     "offsets": (put(schema.OFFSETS, -1, 99), ["series/offsets.npy: must rise from 0 to the "]),
     "offsets that fall": (put(schema.OFFSETS, 1, 99), ["series/offsets.npy: must rise from 0 to the "]),

@@ -11,7 +11,7 @@ import torch
 
 from common.errors import InputError
 from data.event_store import EventStore
-from data.split import SplitConfig, training_events
+from data.split import SplitConfig, training_mask
 from data.store_writer import write_event_store
 from evaluation.baselines.build import build_baselines
 from evaluation.baselines.config import BASELINES, BaselinesConfig
@@ -111,7 +111,7 @@ def test_a_training_event_does_reach_every_fit(tmp_path: Path) -> None:
 
 def test_a_log_is_what_the_split_gives_to_training(tmp_path: Path) -> None:
     store = written(tmp_path / "store", histories(1, True, TEMPORAL), TEMPORAL)
-    learnt_E = training_events(store.offsets, store.split())
+    learnt_E = training_mask(store.offsets, store.split())
     assert 0 < learnt_E.sum() < store.num_events
     log = training_log(store)
     for size in (1, 20, 10_000):

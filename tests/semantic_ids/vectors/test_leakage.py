@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from data.event_store import EventStore
-from data.split import SplitConfig
-from data.split import training_events as training_mask
+from data.split import SplitConfig, training_mask
 from data.store_writer import write_event_store
 from semantic_ids.vectors.blended import BlendConfig
 from semantic_ids.vectors.choose import VectorsConfig, item_vectors
