@@ -71,8 +71,10 @@ def test_the_regression_of_a_stream_learns_from_days_before_alone(
     tasks = ["liked: event_type is like"]
     found = ranking._logistic_stream(store, tasks, asked)
     assert np.isfinite(found).all()
-    labels_ET = ranking._labels(store, tasks)
-    last = learnt[np.argmax(store.column("timestamp")[learnt])]
-    labels_ET[last] = 1 - labels_ET[last]
-    monkeypatch.setattr(ranking, "_labels", lambda *_: labels_ET)
+    columns = ranking.columns_of(store, tasks)
+    last_day = columns.times_E[learnt] > columns.times_E[learnt].max() - 20_000
+    columns.labels_ET[learnt[np.argmax(columns.times_E[learnt])]] *= -1
+    monkeypatch.setattr(ranking, "columns_of", lambda *_: columns)
     np.testing.assert_array_equal(ranking._logistic_stream(store, tasks, asked), found)
+    columns.labels_ET[learnt[np.argmin(columns.times_E[learnt])]] += 1
+    assert (ranking._logistic_stream(store, tasks, asked) != found)[last_day].any(), "of earlier days it does learn"

@@ -201,7 +201,7 @@ def test_an_evaluation_that_loses_a_rank_says_so_and_goes_on_when_it_is_called_a
         message = ranks.message(0)
         assert "evaluation.evaluate: lost a peer (" in message
         assert blamed(message) == ["rank 1"]
-        assert "evaluate again: it goes on where it was" in message
+        assert "evaluate again: lists go on where they were" in message
         assert "evaluation, step 0" in message
         assert "Traceback" in (run / "logs" / "evaluate-rank-00000.log").read_text()
     assert not (run / "metrics.json").exists()
