@@ -183,7 +183,8 @@ def _report(title: str, models: dict[str, Model], tasks: Sequence[str], findings
     text = (
         f"{len(asked):,} predictions of {len(np.unique(asked.users_n)):,} users; mean and standard deviation over "
         f"seeds.\n\n{table(head, rows)}\n\nDifferences of the seeds' mean predictions, 95% intervals over users:\n\n"
-        f"{table(['', *names], compared)}"
+        f"{table(['', *names], compared)}\n\nWhether and why the candidate is better met early is discussed in "
+        f"[docs/ranking.md](../../docs/ranking.md#what-the-forms-are-worth)."
     )
     compared_to_interactions = _compare(parsed, models[INTERACTIONS], models[INTERLEAVED])
     (target,) = (one for one in compared_to_interactions if (one.task, one.name) == ("liked", "ne"))
