@@ -31,6 +31,7 @@ from data.split import Split
 from data.stochastic_length import attention_sparsity, sparsity
 from data.store_columns import event_type_rows
 from evaluation.engines import exact_engine, list_length
+from evaluation.ranking.predictions import held_out_windows
 from evaluation.ranking.predictor import Predictor, RankingValidation
 from evaluation.ranking.streaming import PredictFirst
 from evaluation.validation import Validation
@@ -206,7 +207,9 @@ def make_validation(
     """Metrics on the validation events: of exact scoring, or of predicted actions."""
     features, batch = features_of(store, codes, config.model), config.batch
     if config.model.output.kind == "actions":
-        return RankingValidation(model, features, store, world, tokens=batch.tokens, distinct=batch.distinct)
+        windows = held_out_windows(store, "validation", config.model.max_history)
+        predictor = Predictor(model, features, store, world, windows, tokens=batch.tokens, distinct=batch.distinct)
+        return RankingValidation(predictor)
     validation = Validation(model, features, store, world, tokens=batch.tokens, distinct=batch.distinct)
     engine, depth = exact_engine(model, store, codes, world), list_length(store.num_items)
     return lambda: validation(engine(), depth)

@@ -11,7 +11,7 @@ from data.ranking.config import ActionsConfig
 from data.ranking.tasks import parse_tasks
 from data.sequences import Plan, Windows
 from evaluation.ranking.metrics import asked_of, gain_of, sums_of, values_of
-from evaluation.ranking.predictions import Predictions, held_out_windows, predict_events
+from evaluation.ranking.predictions import Predictions, predict_events
 from evaluation.together import evaluating, told_by_main
 from sharding.world import World
 
@@ -81,21 +81,12 @@ class Predictor:
 class RankingValidation:
     """Figures of the validation events; the test events are not touched. Collective.
 
-    Args: those of `Predictor`.
+    Args:
+        predictor: of the windows of `held_out_windows(store, "validation", …)`.
     """
 
-    def __init__(
-        self,
-        model: DistributedModelParallel,
-        features: ItemFeatures,
-        store: EventStore,
-        world: World,
-        *,
-        tokens: int,
-        distinct: bool,
-    ) -> None:
-        windows = held_out_windows(store, "validation", model.module.tower.cfg.max_history)
-        self.predictor = Predictor(model, features, store, world, windows, tokens=tokens, distinct=distinct)
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
 
     def __call__(self) -> dict[str, float]:
         """Validate the model as it is now; empty where the split holds out nothing for validation."""
