@@ -3,7 +3,7 @@
 #   make test          every test that needs one machine
 #   make test-cluster  jobs over two nodes, made of namespaces, with a real Slurm over them; as root, on Linux
 #   make check         ruff and mypy
-#   make bench         every benchmark, quick; `python -m benchmarks.NAME` for a full run and its page
+#   make bench         benchmarks, quick; `python -m benchmarks.NAME` for a full run and its page
 #   make gpu-check     attention and a training step on the GPUs of this machine; needs ACCELERATOR=cuda
 # PYTHON=python3.12 chooses the interpreter, ACCELERATOR=cuda the CUDA packages, JOBS=4 how many test files run at once.
 

@@ -112,7 +112,7 @@ class UserEvents:
         times = columns[1]
         assert times is not None
         check_times(times, "events", "event")
-        return cls(*columns)  # type: ignore[arg-type]
+        return _of_columns(columns)
 
     @classmethod
     def none(cls) -> UserEvents:
@@ -123,7 +123,7 @@ class UserEvents:
         return len(self.items)
 
     def __getitem__(self, part: slice) -> UserEvents:
-        return UserEvents(*(None if column is None else column[part] for column in self.columns))  # type: ignore[arg-type]
+        return _of_columns([None if column is None else column[part] for column in self.columns])
 
     def __add__(self, later: UserEvents) -> UserEvents:
         return joined([self, later])
@@ -153,6 +153,15 @@ _OF_STORE = dict(zip(_NAMES, EVENT_COLUMNS.values(), strict=True))
 _MARKS = [column.missing or 0 for column in EVENT_COLUMNS.values()]
 
 
+def _of_columns(columns: Sequence[Ints | None]) -> UserEvents:
+    """In the order of the attributes, of which the first three are never None."""
+    items, timestamps, event_types, *others = columns
+    assert items is not None
+    assert timestamps is not None
+    assert event_types is not None
+    return UserEvents(items, timestamps, event_types, *others)
+
+
 def _column_faults(name: str, values: npt.NDArray[np.generic], count: int) -> Iterator[str]:
     if values.size and values.dtype.kind not in "iub":
         yield f"events: `{name}` is of type {values.dtype}: give whole numbers, {_OF_STORE[name].meaning}"
@@ -175,7 +184,7 @@ def joined(parts: Sequence[UserEvents]) -> UserEvents:
             continue
         filled = [_filled(column, len(part), mark) for column, part in zip(found, parts, strict=True)]
         columns.append(np.concatenate([np.zeros(0, dtype=np.int64), *filled]))
-    return UserEvents(*columns)  # type: ignore[arg-type]
+    return _of_columns(columns)
 
 
 def with_followers(events: UserEvents, places: Ints, times: Ints) -> UserEvents:
@@ -185,4 +194,4 @@ def with_followers(events: UserEvents, places: Ints, times: Ints) -> UserEvents:
         None if column is None else np.insert(column, places, value)
         for column, value in zip(events.columns, known, strict=True)
     ]
-    return UserEvents(*columns)  # type: ignore[arg-type]
+    return _of_columns(columns)
