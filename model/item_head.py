@@ -20,6 +20,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from data.batches import ITEM_KEY, Batch
 from model.config import HeadsConfig
+from model.kernels.losses import sampled_cross_entropy_
 from model.losses import CascadeLoss
 
 EPS = 1e-6
@@ -143,25 +144,21 @@ class _SampledSoftmax(torch.autograd.Function):
         grad_positive_T = x_TD.new_empty(len(x_TD))
         for part, scorer in _parts(x_TD, unit_dD, negatives_GM, groups_T, chunk_tokens):
             x_tD, positive_tD = x_TD[part], positive_TD[part]
-            negatives_tM = scorer.negatives_tM
-            logits_tJ = x_tD.new_empty(len(x_tD), 1 + negatives_GM.shape[1])
-            logits_tJ[:, 0] = (x_tD * positive_tD).sum(dim=1)
-            logits_tJ[:, 1:] = scorer.scores(x_tD)
-            logits_tJ *= scale
-            logits_tJ[:, 1:].masked_fill_(negatives_tM == positives_T[part, None], -torch.inf)
-            correct += (logits_tJ[:, 0] >= logits_tJ[:, 1:].amax(dim=1)).sum()
-            if offsets_d is not None:
-                logits_tJ[:, 1:] += offsets_d[negatives_tM]
-            positive_t1, largest_t1 = logits_tJ[:, :1].clone(), logits_tJ.amax(dim=1, keepdim=True)
-            p_tJ = torch.softmax(logits_tJ, dim=1)
-            # The largest probability is 1 / Σ exp(logit - largest), never zero: the log-sum-exp without its own pass.
-            loss += (largest_t1 - p_tJ.amax(dim=1, keepdim=True).log() - positive_t1).sum()
+            scores_tM, positive_t = scorer.scores(x_tD), (x_tD * positive_tD).sum(dim=1)
+            loss_t, correct_t = sampled_cross_entropy_(
+                scores_tM,
+                scorer.negatives_GM,
+                None if offsets_d is None else offsets_d[scorer.negatives_GM],
+                positives_T[part],
+                positive_t,
+                scale,
+            )
+            loss += loss_t
+            correct += correct_t
             if grad_x is not None and grad_unit is not None:
-                p_tJ[:, 0] -= 1
-                p_tJ *= scale
-                grad_positive_T[part] = p_tJ[:, 0]
-                grad_x[part] = p_tJ[:, :1] * positive_tD
-                scorer.add_gradients(p_tJ[:, 1:], x_tD, grad_x[part], grad_unit)
+                grad_positive_T[part] = positive_t
+                grad_x[part] = positive_t[:, None] * positive_tD
+                scorer.add_gradients(scores_tM, x_tD, grad_x[part], grad_unit)
         ctx.mark_non_differentiable(correct)
         if grad_x is not None and grad_unit is not None:
             _add_rows(grad_unit, positives_T, grad_positive_T[:, None] * x_TD)
@@ -178,9 +175,13 @@ class _SampledSoftmax(torch.autograd.Function):
 
 
 class _Scorer(Protocol):
-    """Cosines of a chunk's tokens with their negatives, and what comes back through them."""
+    """Cosines of a chunk's tokens with their negatives, and what comes back through them.
 
-    negatives_tM: Tensor
+    Attributes:
+        negatives_GM: int64, whose places; one row where all tokens share it.
+    """
+
+    negatives_GM: Tensor
 
     def scores(self, x_tD: Tensor) -> Tensor:
         """[t, M]."""
@@ -193,7 +194,7 @@ class _Shared:
     """All tokens of the chunk have the same negatives: one product."""
 
     def __init__(self, unit_dD: Tensor, negatives_1M: Tensor) -> None:
-        self.negatives_tM, self._rows_M = negatives_1M, negatives_1M[0]
+        self.negatives_GM, self._rows_M = negatives_1M, negatives_1M[0]
         self._negative_MD = unit_dD.index_select(0, self._rows_M)
 
     def scores(self, x_tD: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ class _Gathered:
     """Each token has negatives of its own: each one's row is copied."""
 
     def __init__(self, unit_dD: Tensor, negatives_tM: Tensor) -> None:
-        self.negatives_tM = negatives_tM
+        self.negatives_GM = negatives_tM
         self._negative_tMD = F.embedding(negatives_tM, unit_dD)
 
     def scores(self, x_tD: Tensor) -> Tensor:
@@ -217,21 +218,21 @@ class _Gathered:
     def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
         grad_x_tD += torch.bmm(grad_tM[:, None], self._negative_tMD)[:, 0]
         grad_tMD = grad_tM[:, :, None] * x_tD[:, None]
-        _add_rows(grad_unit_dD, self.negatives_tM.flatten(), grad_tMD.flatten(0, 1))
+        _add_rows(grad_unit_dD, self.negatives_GM.flatten(), grad_tMD.flatten(0, 1))
 
 
 class _Picked:
     """Each token has negatives of its own, of few items: all items are scored, in one product, and some picked."""
 
     def __init__(self, unit_dD: Tensor, negatives_tM: Tensor) -> None:
-        self.negatives_tM, self._unit_dD = negatives_tM, unit_dD
+        self.negatives_GM, self._unit_dD = negatives_tM, unit_dD
 
     def scores(self, x_tD: Tensor) -> Tensor:
-        return (x_tD @ self._unit_dD.T).gather(1, self.negatives_tM)
+        return (x_tD @ self._unit_dD.T).gather(1, self.negatives_GM)
 
     def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
         # An item drawn twice for a token has twice the same gradient: the sum does not depend on the order.
-        grad_td = grad_tM.new_zeros(len(x_tD), len(self._unit_dD)).scatter_add_(1, self.negatives_tM, grad_tM)
+        grad_td = grad_tM.new_zeros(len(x_tD), len(self._unit_dD)).scatter_add_(1, self.negatives_GM, grad_tM)
         grad_x_tD.addmm_(grad_td, self._unit_dD)
         grad_unit_dD.addmm_(grad_td.T, x_tD)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.heads import CascadedHeads
+from model.kernels.losses import cross_entropy_
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss, correct = z_TD.new_zeros(()), target_T.new_zeros(())
         for start in range(0, z_TD.shape[0], chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
-            z_tD, target_t1 = z_TD[chunk], target_T[chunk, None]
+            z_tD = z_TD[chunk]
             logits_tV = torch.addmm(bias_V, z_tD, weight_VD.T, alpha=scale)
-            target_logit_t1 = logits_tV.gather(1, target_t1)
-            largest_t1 = logits_tV.amax(dim=1, keepdim=True)
-            p_tV = torch.softmax(logits_tV, dim=1)
-            # The largest probability is 1 / Σ exp(logit - largest), never zero: the log-sum-exp without its own pass.
-            loss += (largest_t1 - p_tV.amax(dim=1, keepdim=True).log() - target_logit_t1).sum()
-            correct += (target_logit_t1 >= largest_t1).sum()
+            loss_t, correct_t = cross_entropy_(logits_tV, target_T[chunk])
+            loss += loss_t
+            correct += correct_t
             if grads is not None:
                 grad_z, grad_weight, grad_bias = grads
-                grad_logits_tV = p_tV.scatter_add_(1, target_t1, p_tV.new_full((1, 1), -1.0).expand_as(target_t1))
-                grad_z[chunk].addmm_(grad_logits_tV, weight_VD, alpha=scale)
-                grad_weight.addmm_(grad_logits_tV.T, z_tD, alpha=scale)
-                grad_bias += grad_logits_tV.sum(dim=0)
+                grad_z[chunk].addmm_(logits_tV, weight_VD, alpha=scale)
+                grad_weight.addmm_(logits_tV.T, z_tD, alpha=scale)
+                grad_bias += logits_tV.sum(dim=0)
         ctx.mark_non_differentiable(correct)
         if grads is not None:
             ctx.save_for_backward(*grads)

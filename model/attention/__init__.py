@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from model.attention import dense, jagged
+from model.attention import dense, fused, jagged
 from model.attention.dropout import Dropout
 from model.attention.weighting import Weighting
 from model.biases import ScoreBiases
@@ -41,7 +41,15 @@ def _backend(name: str) -> Backend:
         from model.attention.triton_silu import attend as triton
 
         return triton
-    return {"dense": dense.attend, "jagged": jagged.attend}[name]
+    return {"dense": dense.attend, "jagged": _jagged}[name]
+
+
+def _jagged(
+    q_LHE: Tensor, k_LHE: Tensor, v_LHF: Tensor, mask: Mask, biases: ScoreBiases, weighting: Weighting
+) -> Tensor:
+    """By a kernel of our own where there is one that does, by PyTorch's operators elsewhere."""
+    attend = fused.attend if fused.serves(q_LHE, mask, weighting) else jagged.attend
+    return attend(q_LHE, k_LHE, v_LHF, mask, biases, weighting)
 
 
 def attention(
