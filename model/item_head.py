@@ -10,8 +10,10 @@ chunk · J = 1 + M candidates: the target, then its negatives.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from data.batches import ITEM_KEY, Batch
 from model.config import HeadsConfig
-from model.kernels.losses import sampled_cross_entropy_
+from model.kernels.losses import linear_cross_entropy, linear_loss_kernels, sampled_cross_entropy_
 from model.losses import CascadeLoss
 
 EPS = 1e-6
@@ -144,21 +146,14 @@ class _SampledSoftmax(torch.autograd.Function):
         grad_positive_T = x_TD.new_empty(len(x_TD))
         for part, scorer in _parts(x_TD, unit_dD, negatives_GM, groups_T, chunk_tokens):
             x_tD, positive_tD = x_TD[part], positive_TD[part]
-            scores_tM, positive_t = scorer.scores(x_tD), (x_tD * positive_tD).sum(dim=1)
-            loss_t, correct_t = sampled_cross_entropy_(
-                scores_tM,
-                scorer.negatives_GM,
-                None if offsets_d is None else offsets_d[scorer.negatives_GM],
-                positives_T[part],
-                positive_t,
-                scale,
-            )
+            positive_t = (x_tD * positive_tD).sum(dim=1)
+            targets = _Targets(positives_T[part], positive_t, offsets_d, scale)
+            loss_t, correct_t = scorer.lose(x_tD, targets, None if grad_x is None else grad_x[part], grad_unit)
             loss += loss_t
             correct += correct_t
-            if grad_x is not None and grad_unit is not None:
+            if grad_x is not None:
                 grad_positive_T[part] = positive_t
-                grad_x[part] = positive_t[:, None] * positive_tD
-                scorer.add_gradients(scores_tM, x_tD, grad_x[part], grad_unit)
+                grad_x[part].addcmul_(positive_t[:, None], positive_tD)
         ctx.mark_non_differentiable(correct)
         if grad_x is not None and grad_unit is not None:
             _add_rows(grad_unit, positives_T, grad_positive_T[:, None] * x_TD)
@@ -174,42 +169,102 @@ class _SampledSoftmax(torch.autograd.Function):
 # ── negatives of a chunk, three ways ─────────────────────────────────────────────────────────────────────
 
 
-class _Scorer(Protocol):
-    """Cosines of a chunk's tokens with their negatives, and what comes back through them.
+@dataclass(frozen=True)
+class _Targets:
+    """What a chunk's tokens are to predict.
 
-    Attributes:
-        negatives_GM: int64, whose places; one row where all tokens share it.
+    Args:
+        places_t: of their rows.
+        scores_t: cosines; become the loss's gradient of them.
+        offsets_d: what is added to an item's logit where it is a negative.
+        scale: of cosines.
     """
 
-    negatives_GM: Tensor
+    places_t: Tensor
+    scores_t: Tensor
+    offsets_d: Tensor | None
+    scale: float
 
+    def offsets_of(self, places: Tensor) -> Tensor | None:
+        return None if self.offsets_d is None else self.offsets_d[places]
+
+
+class _Scorer(ABC):
+    """Cosines of a chunk's tokens with their negatives, and what comes back through them."""
+
+    def __init__(self, unit_dD: Tensor, negatives_GM: Tensor) -> None:
+        """`negatives_GM`: whose places; one row where all tokens share it."""
+        self.unit_dD, self.negatives_GM = unit_dD, negatives_GM
+
+    def lose(
+        self, x_tD: Tensor, targets: _Targets, grad_x_tD: Tensor | None, grad_unit_dD: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and hits, summed; to the gradients, if they are asked for, that through the negatives is added."""
+        scores_tM = self.scores(x_tD)
+        loss, correct = sampled_cross_entropy_(
+            scores_tM,
+            self.negatives_GM,
+            targets.offsets_of(self.negatives_GM),
+            targets.places_t,
+            targets.scores_t,
+            targets.scale,
+        )
+        if grad_x_tD is not None and grad_unit_dD is not None:
+            self.add_gradients(scores_tM, x_tD, grad_x_tD, grad_unit_dD)
+        return loss, correct
+
+    @abstractmethod
     def scores(self, x_tD: Tensor) -> Tensor:
         """[t, M]."""
 
+    @abstractmethod
     def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
         """Add what `grad_tM` of the scores is of the states and of the rows."""
 
 
-class _Shared:
-    """All tokens of the chunk have the same negatives: one product."""
+class _Shared(_Scorer):
+    """All tokens of the chunk have the same negatives: one product, or a kernel that needs no chunks."""
 
     def __init__(self, unit_dD: Tensor, negatives_1M: Tensor) -> None:
-        self.negatives_GM, self._rows_M = negatives_1M, negatives_1M[0]
-        self._negative_MD = unit_dD.index_select(0, self._rows_M)
+        super().__init__(unit_dD, negatives_1M)
+        self._rows_M = negatives_1M[0]
+        self.rows_MD = unit_dD.index_select(0, self._rows_M)
+
+    def lose(
+        self, x_tD: Tensor, targets: _Targets, grad_x_tD: Tensor | None, grad_unit_dD: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        kernels = linear_loss_kernels(x_tD, self.rows_MD)
+        if kernels is None:
+            return super().lose(x_tD, targets, grad_x_tD, grad_unit_dD)
+        found = linear_cross_entropy(
+            kernels,
+            x_tD,
+            self.rows_MD,
+            targets.offsets_of(self._rows_M),
+            targets.scale,
+            with_gradient=grad_x_tD is not None,
+            negatives=(self._rows_M, targets.places_t, targets.scores_t),
+        )
+        if grad_x_tD is not None and grad_unit_dD is not None:
+            assert found.grad_x_TD is not None
+            assert found.grad_weight_VD is not None
+            grad_x_tD += found.grad_x_TD
+            _add_rows(grad_unit_dD, self._rows_M, found.grad_weight_VD)
+        return found.loss, found.correct
 
     def scores(self, x_tD: Tensor) -> Tensor:
-        return x_tD @ self._negative_MD.T
+        return x_tD @ self.rows_MD.T
 
     def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
-        grad_x_tD.addmm_(grad_tM, self._negative_MD)
+        grad_x_tD.addmm_(grad_tM, self.rows_MD)
         _add_rows(grad_unit_dD, self._rows_M, grad_tM.T @ x_tD)
 
 
-class _Gathered:
+class _Gathered(_Scorer):
     """Each token has negatives of its own: each one's row is copied."""
 
     def __init__(self, unit_dD: Tensor, negatives_tM: Tensor) -> None:
-        self.negatives_GM = negatives_tM
+        super().__init__(unit_dD, negatives_tM)
         self._negative_tMD = F.embedding(negatives_tM, unit_dD)
 
     def scores(self, x_tD: Tensor) -> Tensor:
@@ -221,19 +276,16 @@ class _Gathered:
         _add_rows(grad_unit_dD, self.negatives_GM.flatten(), grad_tMD.flatten(0, 1))
 
 
-class _Picked:
+class _Picked(_Scorer):
     """Each token has negatives of its own, of few items: all items are scored, in one product, and some picked."""
 
-    def __init__(self, unit_dD: Tensor, negatives_tM: Tensor) -> None:
-        self.negatives_GM, self._unit_dD = negatives_tM, unit_dD
-
     def scores(self, x_tD: Tensor) -> Tensor:
-        return (x_tD @ self._unit_dD.T).gather(1, self.negatives_GM)
+        return (x_tD @ self.unit_dD.T).gather(1, self.negatives_GM)
 
     def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
         # An item drawn twice for a token has twice the same gradient: the sum does not depend on the order.
-        grad_td = grad_tM.new_zeros(len(x_tD), len(self._unit_dD)).scatter_add_(1, self.negatives_GM, grad_tM)
-        grad_x_tD.addmm_(grad_td, self._unit_dD)
+        grad_td = grad_tM.new_zeros(len(x_tD), len(self.unit_dD)).scatter_add_(1, self.negatives_GM, grad_tM)
+        grad_x_tD.addmm_(grad_td, self.unit_dD)
         grad_unit_dD.addmm_(grad_td.T, x_tD)
 
 
@@ -246,9 +298,10 @@ def _parts(
         sizes = torch.bincount(groups_T, minlength=groups).tolist()
         first = 0
         for group, size in enumerate(sizes):
-            scorer = _Shared(unit_dD, negatives_GM[group, None])
-            for start in range(first, first + size, chunk_tokens):
-                yield slice(start, min(start + chunk_tokens, first + size)), scorer
+            shared = _Shared(unit_dD, negatives_GM[group, None])
+            step = chunk_tokens if linear_loss_kernels(x_TD, shared.rows_MD) is None else max(size, 1)
+            for start in range(first, first + size, step):
+                yield slice(start, min(start + step, first + size)), shared
             first += size
         return
     picks = len(unit_dD) <= ITEMS_PER_NEGATIVE * per_target

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.heads import CascadedHeads
-from model.kernels.losses import cross_entropy_
+from model.kernels.losses import cross_entropy_, linear_cross_entropy, linear_loss_kernels
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
+        kernels = linear_loss_kernels(z_TD, weight_VD)
+        if kernels is not None:
+            found = linear_cross_entropy(
+                kernels, z_TD, weight_VD, bias_V, scale, with_gradient=with_gradient, targets_T=target_T
+            )
+            ctx.mark_non_differentiable(found.correct)
+            if with_gradient:
+                ctx.save_for_backward(found.grad_x_TD, found.grad_weight_VD, found.grad_bias_V)
+            return found.loss, found.correct
         grads = [torch.zeros_like(x) for x in (z_TD, weight_VD, bias_V)] if with_gradient else None
         loss, correct = z_TD.new_zeros(()), target_T.new_zeros(())
         for start in range(0, z_TD.shape[0], chunk_tokens):

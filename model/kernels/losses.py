@@ -2,13 +2,17 @@
 
 Where there are no kernels, PyTorch's operators do the same.
 
-Shapes: t rows · V columns · M negatives · G rows of negatives: t, or 1 that all share.
+Shapes: t rows · V columns · M negatives · G rows of negatives: t, or 1 that all share · T rows · D width.
 """
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.kernels.calls import kernels_for, place, real, whole
 
@@ -28,9 +32,7 @@ def cross_entropy_(logits_tV: Tensor, target_t: Tensor) -> tuple[Tensor, Tensor]
         loss_t, hit_t = logits_tV.new_empty(len(logits_tV)), target_t.new_empty(len(logits_tV), dtype=torch.bool)
         rows, columns = (whole(size) for size in logits_tV.shape)
         target_t = target_t.contiguous()
-        kernels.segue_cross_entropy(
-            place(logits_tV), place(target_t), rows, columns, real(1.0), place(loss_t), place(hit_t)
-        )
+        kernels.segue_cross_entropy(place(logits_tV), place(target_t), rows, columns, place(loss_t), place(hit_t))
         return loss_t.sum(), hit_t.sum()
     target_t1 = target_t[:, None]
     target_logit_t1, largest_t1 = logits_tV.gather(1, target_t1), logits_tV.amax(dim=1, keepdim=True)
@@ -92,3 +94,128 @@ def sampled_cross_entropy_(
     torch.mul(p_tJ[:, 1:], scale, out=scores_tM)
     positive_t.copy_((p_tJ[:, 0] - 1) * scale)
     return loss, hits
+
+
+# ── with the linear layer before it ──────────────────────────────────────────────────────────────────────
+
+_MOST_OUTPUTS = 2048
+_MOST_WIDTH = 512
+"""Beyond these a block's logits or weights leave the caches, and PyTorch's products are as good."""
+
+
+class _LinearLoss(ctypes.Structure):
+    """`SegueLinearLoss`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "width", "outputs", "parts")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "panels", "slices", "x_slices", "logits")),
+        ("scale", ctypes.c_float),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("bias", "targets", "ids", "target_ids", "positive"),
+                *("loss", "hit", "grad_x", "grad_weight", "grad_bias"),
+            )
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class LinearLoss:
+    """Sums over rows, and gradients of the loss; None where nobody asked.
+
+    Args:
+        loss: nats, 0-d.
+        correct: int64 0-d, hits.
+        grad_x_TD, grad_weight_VD, grad_bias_V: of what came in.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    grad_x_TD: Tensor | None
+    grad_weight_VD: Tensor | None
+    grad_bias_V: Tensor | None
+
+
+def linear_loss_kernels(x_TD: Tensor, weight_VD: Tensor) -> ctypes.CDLL | None:
+    """The kernels, where a linear layer of this size and its loss are one of them."""
+    if weight_VD.shape[0] > _MOST_OUTPUTS or weight_VD.shape[1] > _MOST_WIDTH or not len(x_TD):
+        return None
+    return kernels_for(x_TD, weight_VD)
+
+
+def linear_cross_entropy(
+    kernels: ctypes.CDLL,
+    x_TD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    scale: float,
+    *,
+    with_gradient: bool,
+    targets_T: Tensor | None = None,
+    negatives: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> LinearLoss:
+    """Cross-entropy of logits `scale · x Wᵀ + b` and its gradients.
+
+    Args:
+        targets_T: int64, which output is the target.
+        negatives: instead, where outputs are negatives of targets elsewhere: int64 [V], which items they are; int64
+            [T], which the targets are; [T], the targets' scores, which become the loss's gradient of them. Their logits
+            are `scale` · score; the gradients of x and of the weights are then of these outputs alone.
+    """
+    tile, rows, width = kernels.segue_tile_columns(), kernels.segue_linear_loss_rows(), x_TD.shape[1]
+    parts = min(torch.get_num_threads(), -(-len(x_TD) // rows))
+    x_TD, weight_VD = _wide(x_TD, tile), _wide(weight_VD, tile)
+    outputs = len(weight_VD)
+    columns = -(-outputs // tile) * tile
+    new = x_TD.new_empty
+    loss_T, hit_T = new(len(x_TD)), new(len(x_TD), dtype=torch.bool)
+    call = _LinearLoss(rows=len(x_TD), width=x_TD.shape[1], outputs=outputs, parts=parts, scale=scale)
+    tensors: dict[str, Tensor | None] = {
+        "x": x_TD,
+        "weight": weight_VD,
+        "panels": new(columns, x_TD.shape[1]),
+        "slices": torch.empty_like(weight_VD),
+        "x_slices": new(parts, rows, x_TD.shape[1]),
+        "logits": new(parts, rows, columns),
+        "bias": None if bias_V is None else bias_V.contiguous(),
+        "loss": loss_T,
+        "hit": hit_T,
+    }
+    if targets_T is not None:
+        tensors["targets"] = targets_T.contiguous()
+    else:
+        assert negatives is not None
+        ids_V, target_ids_T, positive_T = negatives
+        tensors |= {"ids": ids_V.int(), "target_ids": target_ids_T.int(), "positive": positive_T}
+    grad_x_TD, grads_pVD, grad_bias_pV = None, None, None
+    if with_gradient:
+        grad_x_TD, grads_pVD = torch.zeros_like(x_TD), x_TD.new_zeros(parts, *weight_VD.shape)
+        if bias_V is not None and targets_T is not None:
+            grad_bias_pV = x_TD.new_zeros(parts, outputs)
+    tensors |= {"grad_x": grad_x_TD, "grad_weight": grads_pVD, "grad_bias": grad_bias_pV}
+    for name, tensor in tensors.items():
+        setattr(call, name, place(tensor))
+    kernels.segue_linear_loss(ctypes.byref(call))
+    factor = scale if targets_T is not None else 1.0  # the gradients of negatives have it already
+    return LinearLoss(
+        loss_T.sum(),
+        hit_T.sum(),
+        None if grad_x_TD is None else _narrow(grad_x_TD, width).mul_(factor),
+        None if grads_pVD is None else _narrow(_summed(grads_pVD), width).mul_(factor),
+        None if grad_bias_pV is None else _summed(grad_bias_pV),
+    )
+
+
+def _summed(x_pn: Tensor) -> Tensor:
+    """Over parts."""
+    return x_pn[0] if len(x_pn) == 1 else x_pn.sum(dim=0)
+
+
+def _wide(x_nD: Tensor, tile: int) -> Tensor:
+    """With columns of zeros up to a multiple of a tile."""
+    return F.pad(x_nD, (0, -x_nD.shape[1] % tile)).contiguous()
+
+
+def _narrow(x_nD: Tensor, width: int) -> Tensor:
+    return x_nD if x_nD.shape[1] == width else x_nD[:, :width].contiguous()
