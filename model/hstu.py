@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model import fused_block
 from model.biases import BiasTables, ScoreBiases, Tokens
 from model.config import ModelConfig
-from model.layers import Opened, QueryKeyNorm, ScaledLinear, gather
+from model.layers import Opened, QueryKeyNorm, ScaledLinear, gather, weighting_of
 from model.recompute import Recomputation
 from model.transformer import Rotation
 
@@ -43,6 +44,21 @@ class HSTUBlock(nn.Module):
     def forward(self, x_LD: Tensor, tokens: Tokens) -> Tensor:
         """[L, D] → [L, D]."""
         cfg = self.cfg
+        weighting = weighting_of(cfg, self.normaliser(tokens.positions_L, x_LD.dtype), training=False)
+        if (not self.training or cfg.attention.dropout == 0) and fused_block.serves(cfg, x_LD, tokens, weighting):
+            weight_DI, bias_D = self.output.scaled()
+            assert bias_D is not None
+            return fused_block.block(
+                x_LD,
+                self.uvqk.weight,
+                weight_DI,
+                bias_D,
+                cfg=cfg,
+                tokens=tokens,
+                biases=self.score_biases(tokens),
+                weighting=weighting,
+                training=self.training,
+            )
         with Recomputation(cfg.recompute) as recomputation:
             projected = recomputation.stage(self._project, x_LD)
             q_LHE, k_LHE, v_LHF = self._queries_keys_values(projected.tensors)

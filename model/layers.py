@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from model.attention import attention
 from model.attention.dropout import Dropout
+from model.attention.weighting import Weighting
 from model.biases import ScoreBiases, Tokens
 from model.config import ModelConfig
 
@@ -75,8 +76,16 @@ class ScaledLinear(nn.Linear):
         """[L, inputs] → [L, D]."""
         if self.scale_1 is None:
             return super().forward(input)
-        # On the weights, not on the result, which would have to be kept for the number's gradient.
-        return F.linear(input, self.weight * self.scale_1, None if self.bias is None else self.bias * self.scale_1)
+        return F.linear(input, *self.scaled())
+
+    def scaled(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as they are applied.
+
+        The number is on them, not on the result, which would have to be kept for the number's gradient.
+        """
+        if self.scale_1 is None:
+            return self.weight, self.bias
+        return self.weight * self.scale_1, None if self.bias is None else self.bias * self.scale_1
 
 
 def normalised(x_LD: Tensor) -> Tensor:
@@ -101,20 +110,26 @@ def gather(
     training: bool,
 ) -> Tensor:
     """Attention as it is configured, [L, H, F]; what is dropped follows from torch's CPU generator."""
-    options = cfg.attention
-    dropout = None
-    if training and options.dropout > 0:
-        dropout = Dropout(options.dropout, int(torch.randint(2**31 - 1, ())))
+    weighting = weighting_of(cfg, normaliser_L, training=training)
     return attention(
         q_LHE,
         k_LHE,
         v_LHF,
         tokens.mask,
         biases,
-        backend=options.backend,
-        kind=options.kind,
-        scale=score_scale(cfg),
-        normaliser_L=normaliser_L,
-        soft_cap=options.soft_cap,
-        dropout=dropout,
+        backend=cfg.attention.backend,
+        kind=weighting.kind,
+        scale=weighting.scale,
+        normaliser_L=weighting.normaliser_L,
+        soft_cap=weighting.soft_cap,
+        dropout=weighting.dropout,
     )
+
+
+def weighting_of(cfg: ModelConfig, normaliser_L: Tensor | None, *, training: bool) -> Weighting:
+    """How scores become weights; what is dropped follows from torch's CPU generator."""
+    options = cfg.attention
+    dropout = None
+    if training and options.dropout > 0:
+        dropout = Dropout(options.dropout, int(torch.randint(2**31 - 1, ())))
+    return Weighting(options.kind, score_scale(cfg), normaliser_L, options.soft_cap, dropout)

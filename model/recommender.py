@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from data.batches import Batch
@@ -22,6 +21,7 @@ from model.embeddings import add_items, sum_features
 from model.heads import CascadedHeads
 from model.hstu import HSTU
 from model.item_head import ItemHead
+from model.kernels.rows import dropout
 from model.layers import normalised
 from model.losses import CascadeLoss, cascaded_cross_entropy
 from model.task_heads import TaskHeads
@@ -103,7 +103,7 @@ class Tower(nn.Module):
         x_LD = self.picked(x_PD, batch.rows_L)
         if self.places is not None:
             x_LD = x_LD + self.places(tokens)
-        x_LD = F.dropout(x_LD, cfg.input_dropout, self.training)
+        x_LD = dropout(x_LD, cfg.input_dropout, training=self.training)
         with torch.autocast(x_LD.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
             x_LD = self.encoder(x_LD, tokens)
         return normalised(x_LD)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from model.attention.weighting import Weighting
 from model.biases import ScoreBiases
 from model.kernels.build import library
-from model.kernels.calls import kernels_for
+from model.kernels.calls import kernels_for, place
 from model.mask import Mask
 
 
@@ -37,30 +37,40 @@ def attend(
     q_LHE: Tensor, k_LHE: Tensor, v_LHF: Tensor, mask: Mask, biases: ScoreBiases, weighting: Weighting
 ) -> Tensor:
     """See `model.attention.attention`. Two runs give the same bits."""
-    longest = int(mask.offsets.diff().amax()) if mask.offsets.numel() > 1 else 0
-    time = biases.time
-    result: Tensor = _Fused.apply(
-        q_LHE,
-        k_LHE,
-        v_LHF,
-        biases.key_bias_LH(torch.float32),
-        _by_distance(biases, longest),
-        None if time is None else time.table_HT.float(),
-        _Call(
-            mask.offsets,
-            longest,
-            weighting.kind == "softmax",
-            weighting.scale,
-            weighting.normaliser_L,
-            None if time is None else time.query_times_L,
-            None if time is None else time.key_times_L,
-        ),
-    )
+    call = Call.of(mask, biases, weighting)
+    result: Tensor = _Fused.apply(q_LHE, k_LHE, v_LHF, *Added.of(biases, call.longest), call)
     return result
 
 
+class QueriesKeysValues(NamedTuple):
+    """The columns of a head lie side by side; all else as it comes."""
+
+    q_LHE: Tensor
+    k_LHE: Tensor
+    v_LHF: Tensor
+
+
+class Added(NamedTuple):
+    """What is added to the scores, with its history; None where there is none of a kind.
+
+    Args:
+        key_bias_LH: by key.
+        by_distance_HN: by the distance in tokens.
+        by_time_HT: by the bucket of the time between.
+    """
+
+    key_bias_LH: Tensor | None
+    by_distance_HN: Tensor | None
+    by_time_HT: Tensor | None
+
+    @classmethod
+    def of(cls, biases: ScoreBiases, longest: int) -> Added:
+        """Of histories of at most so many tokens."""
+        by_time = None if biases.time is None else biases.time.table_HT.float()
+        return cls(biases.key_bias_LH(torch.float32), _by_distance(biases, longest), by_time)
+
+
 def _by_distance(biases: ScoreBiases, longest: int) -> Tensor | None:
-    """What is added at each distance, float32 [H, N], with its history."""
     parts = []
     if biases.slopes_H is not None:
         parts.append(-biases.slopes_H[:, None] * torch.arange(longest, dtype=torch.float32))
@@ -71,16 +81,40 @@ def _by_distance(biases: ScoreBiases, longest: int) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """What carries no gradient."""
+class Call:
+    """What carries no gradient.
+
+    Args:
+        offsets: of users.
+        tokens: that are a user's.
+        longest: history.
+        softmax, scale, normaliser_L: see `model.attention.attention`.
+        query_times_L, key_times_L: int64 seconds, where there is a bias by time.
+    """
 
     offsets: Tensor
+    tokens: int
     longest: int
     softmax: bool
     scale: float
     normaliser_L: Tensor | None
     query_times_L: Tensor | None
     key_times_L: Tensor | None
+
+    @classmethod
+    def of(cls, mask: Mask, biases: ScoreBiases, weighting: Weighting) -> Call:
+        """From the arguments of `attend`."""
+        time = biases.time
+        return cls(
+            mask.offsets,
+            int(mask.offsets[-1]),
+            int(mask.offsets.diff().amax()) if mask.offsets.numel() > 1 else 0,
+            weighting.kind == "softmax",
+            weighting.scale,
+            weighting.normaliser_L,
+            None if time is None else time.query_times_L.contiguous(),
+            None if time is None else time.key_times_L.contiguous(),
+        )
 
 
 class _Rows(ctypes.Structure):
@@ -133,11 +167,6 @@ def _rows(x_LHE: Tensor) -> _Rows:
     return _Rows(x_LHE.data_ptr(), x_LHE.stride(0), x_LHE.stride(1), x_LHE.shape[2])
 
 
-def _place(x: Tensor | None) -> int | None:
-    assert x is None or x.is_contiguous()
-    return None if x is None else x.data_ptr()
-
-
 def _side_by_side(x_LHE: Tensor) -> Tensor:
     return x_LHE if x_LHE.stride(2) == 1 else x_LHE.contiguous()
 
@@ -152,79 +181,92 @@ class _Fused(torch.autograd.Function):
         key_bias_LH: Tensor | None,
         by_distance_HN: Tensor | None,
         by_time_HT: Tensor | None,
-        call: _Call,
+        call: Call,
     ) -> Tensor:
-        tensors: list[Tensor | None] = [_side_by_side(x) for x in (q_LHE, k_LHE, v_LHF)]
-        tensors += [None if x is None else x.contiguous() for x in (key_bias_LH, by_distance_HN, by_time_HT)]
-        tokens, heads = q_LHE.shape[:2]
-        out_LHF = v_LHF.new_zeros(tokens, heads, v_LHF.shape[2])
-        log_sum_LH = q_LHE.new_empty(tokens, heads) if call.softmax else None
-        struct, _kept = _struct(call, tensors, out_LHF, log_sum_LH)
-        _kernels().segue_attention_forward(ctypes.byref(struct))
-        ctx.save_for_backward(*tensors, out_LHF if call.softmax else None, log_sum_LH)
+        qkv = QueriesKeysValues(*(_side_by_side(x) for x in (q_LHE, k_LHE, v_LHF)))
+        added = Added(key_bias_LH, by_distance_HN, by_time_HT)
+        out_LHF, log_sum_LH = forward(call, qkv, added)
+        ctx.save_for_backward(*qkv, *added, out_LHF if call.softmax else None, log_sum_LH)
         ctx.call = call
         return out_LHF
 
     @staticmethod
     def backward(ctx: Any, grad_out_LHF: Tensor) -> tuple[Tensor | None, ...]:
-        call: _Call = ctx.call
         *tensors, out_LHF, log_sum_LH = ctx.saved_tensors
-        q, k, v, key_bias, by_distance, by_time = tensors
-        grad_out_LHF = _side_by_side(grad_out_LHF)
-        grads = [torch.zeros(x.shape) for x in (q, k, v)]
-        users = len(call.offsets) - 1
-        grad_key_bias = None if key_bias is None else torch.zeros_like(key_bias)
-        by_user = [None if x is None else x.new_zeros(users, *x.shape) for x in (by_distance, by_time)]
-        struct, _kept = _struct(call, tensors, out_LHF, log_sum_LH)
-        struct.grad_out = _rows(grad_out_LHF)
-        struct.grad_q, struct.grad_k, struct.grad_v = (_rows(x) for x in grads)
-        struct.grad_key_bias = _place(grad_key_bias)
-        struct.grad_by_distance, struct.grad_by_time = (_place(x) for x in by_user)
-        _kernels().segue_attention_backward(ctypes.byref(struct))
-        summed = [None if x is None else x.sum(dim=0, dtype=torch.float64).float() for x in by_user]
-        return *grads, grad_key_bias, *summed, None
+        qkv = QueriesKeysValues(*tensors[:3])
+        grads = QueriesKeysValues(*(torch.empty(x.shape) for x in qkv))
+        added = backward(ctx.call, qkv, Added(*tensors[3:]), out_LHF, log_sum_LH, _side_by_side(grad_out_LHF), grads)
+        return *grads, *added, None
+
+
+def forward(call: Call, qkv: QueriesKeysValues, added: Added) -> tuple[Tensor, Tensor | None]:
+    """What is gathered, [L, H, F], contiguous; and what the backward of softmax needs, [L, H]."""
+    tokens, heads = qkv.q_LHE.shape[:2]
+    out_LHF = qkv.v_LHF.new_empty(tokens, heads, qkv.v_LHF.shape[2])
+    out_LHF[call.tokens :] = 0.0
+    log_sum_LH = qkv.q_LHE.new_empty(tokens, heads) if call.softmax else None
+    struct, _kept = _struct(call, qkv, added, out_LHF, log_sum_LH)
+    _kernels().segue_attention_forward(ctypes.byref(struct))
+    return out_LHF, log_sum_LH
+
+
+def backward(
+    call: Call,
+    qkv: QueriesKeysValues,
+    added: Added,
+    out_LHF: Tensor | None,
+    log_sum_LH: Tensor | None,
+    grad_out_LHF: Tensor,
+    grads: QueriesKeysValues,
+) -> Added:
+    """Gradients of what is added; those of queries, keys and values are written into `grads`, padding's as zeros."""
+    for grad in grads:
+        grad[call.tokens :] = 0.0
+    users = len(call.offsets) - 1
+    key_bias = None if added.key_bias_LH is None else torch.zeros_like(added.key_bias_LH)
+    by_user = [None if x is None else x.new_zeros(users, *x.shape) for x in added[1:]]
+    struct, _kept = _struct(call, qkv, added, out_LHF, log_sum_LH)
+    struct.grad_out = _rows(grad_out_LHF)
+    struct.grad_q, struct.grad_k, struct.grad_v = (_rows(x) for x in grads)
+    struct.grad_key_bias = place(key_bias)
+    struct.grad_by_distance, struct.grad_by_time = (place(x) for x in by_user)
+    _kernels().segue_attention_backward(ctypes.byref(struct))
+    return Added(key_bias, *(None if x is None else x.sum(dim=0, dtype=torch.float64).float() for x in by_user))
 
 
 def _struct(
-    call: _Call, tensors: list[Tensor | None], out_LHF: Tensor | None, log_sum_LH: Tensor | None
-) -> tuple[_Attention, list[Tensor]]:
+    call: Call, qkv: QueriesKeysValues, added: Added, out_LHF: Tensor | None, log_sum_LH: Tensor | None
+) -> tuple[_Attention, list[Tensor | None]]:
     """What the kernel is told, and what must live as long as it is."""
-    q, k, v, key_bias, by_distance, by_time = tensors
-    assert q is not None
-    assert k is not None
-    assert v is not None
-    order_B = call.offsets.diff().argsort(descending=True, stable=True)
-    kept = [order_B, call.offsets.contiguous()]
-    divisors = None
-    if call.normaliser_L is not None:
-        divisors = call.normaliser_L.float().contiguous()
-        kept.append(divisors)
+    offsets = call.offsets.contiguous()
+    order_B = offsets.diff().argsort(descending=True, stable=True)
+    divisors = None if call.normaliser_L is None else call.normaliser_L.float().contiguous()
+    contiguous = [None if x is None else x.contiguous() for x in added]
+    key_bias, by_distance, by_time = contiguous
     struct = _Attention(
-        users=len(call.offsets) - 1,
-        heads=q.shape[1],
-        offsets=kept[1].data_ptr(),
-        order=order_B.data_ptr(),
+        users=len(offsets) - 1,
+        heads=qkv.q_LHE.shape[1],
+        offsets=place(offsets),
+        order=place(order_B),
         softmax=call.softmax,
         scale=call.scale,
         divisor=1.0,
-        divisors=_place(divisors),
-        q=_rows(q),
-        k=_rows(k),
-        v=_rows(v),
-        log_sum=_place(log_sum_LH),
-        key_bias=_place(key_bias),
-        by_distance=_place(by_distance),
+        divisors=place(divisors),
+        q=_rows(qkv.q_LHE),
+        k=_rows(qkv.k_LHE),
+        v=_rows(qkv.v_LHF),
+        log_sum=place(log_sum_LH),
+        key_bias=place(key_bias),
+        by_distance=place(by_distance),
         longest=call.longest,
-        by_time=_place(by_time),
+        by_time=place(by_time),
         buckets=0 if by_time is None else by_time.shape[1],
     )
     if out_LHF is not None:
         struct.out = _rows(out_LHF)
     if by_time is not None:
-        assert call.query_times_L is not None
-        assert call.key_times_L is not None
-        struct.query_times, struct.key_times = _place(call.query_times_L), _place(call.key_times_L)
-    return struct, kept
+        struct.query_times, struct.key_times = place(call.query_times_L), place(call.key_times_L)
+    return struct, [offsets, order_B, divisors, *contiguous]
 
 
 def _kernels() -> ctypes.CDLL:
