@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.peers.data import write_events
 from benchmarks.peers.environment import child_environment
 from benchmarks.peers.rectools import answers
@@ -61,8 +63,9 @@ class PublicRun:
 
     @property
     def events_per_s(self) -> float:
-        """Of all batches after the first two, which warm up."""
-        return sum(self.targets[2:]) / sum(self.seconds[2:])
+        """Median over the batches after the first two, which warm up."""
+        rates = [targets / seconds for targets, seconds in zip(self.targets, self.seconds, strict=True)]
+        return float(np.median(rates[2:]))
 
 
 def checkout_at(given: Path | None) -> Path | None:

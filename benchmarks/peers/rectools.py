@@ -33,6 +33,7 @@ SETTINGS: Mapping[str, Any] = {
     "batch_size": 128,
     "loss": "softmax",
 }
+TEMPERATURE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +104,8 @@ def measure(
         pooled: whether glibc is told to keep what is freed (`environment.POOLED`), or left as it is.
         look_at: epochs after which lists for validation and test requests are made and scored.
         scratch: a folder for what passes between the processes.
-        temperature: what logits are divided by; None leaves RecTools' default, 1, under which its HSTU, whose logits
-            are cosines, hardly learns. RecTools' own examples of HSTU set it.
+        temperature: what logits are divided by; None leaves RecTools' default, 1, under which the logits of its HSTU,
+            cosines, lie between -1 and 1. RecTools' own tutorial of HSTU sets TEMPERATURE.
 
     Raises:
         InputError: RecTools' environment could not be made.

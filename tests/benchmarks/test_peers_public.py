@@ -33,7 +33,7 @@ def test_a_checkout_is_given_or_named_by_the_environment(tmp_path: Path, monkeyp
 
 
 def test_the_first_two_batches_warm_up() -> None:
-    assert PublicRun(2, False, (9.0, 9.0, 1.0, 2.0), (6, 6, 6, 9), (1.0,) * 4).events_per_s == 5
+    assert PublicRun(2, False, (9.0, 9.0, 1.0, 2.0, 1.0), (6, 6, 6, 6, 5), (1.0,) * 5).events_per_s == 5
 
 
 def test_rows_are_the_newest_windows(prepared: Prepared, tmp_path: Path) -> None:
