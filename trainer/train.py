@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.allocator import keep_freed_memory
 from common.config import run_entry, to_plain
 from common.files import fingerprint_of
 from common.noise import quiet_known_warnings
@@ -58,6 +59,7 @@ from trainer.telemetry import Telemetry
 def train(config: TrainConfig) -> dict[str, Any]:
     """Run one training from its configuration; returns a summary."""
     quiet_known_warnings()
+    keep_freed_memory()
     with (
         open_world(timedelta(seconds=config.watch.timeout_s)) as world,
         Watch(world, config.watch, "trainer.train", "start again, with resume=auto, once the cause is mended") as watch,
