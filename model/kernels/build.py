@@ -17,6 +17,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
@@ -28,9 +30,27 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping
 _LOG = logging.getLogger(__name__)
 
 
-@functools.cache
+_without = 0
+
+
 def library() -> ctypes.CDLL | None:
     """The kernels, built now if they have not been; None where they cannot be, which is said once."""
+    return None if _without else _library()
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Within, there is no library: PyTorch's operators do all, as they do on a GPU."""
+    global _without
+    _without += 1
+    try:
+        yield
+    finally:
+        _without -= 1
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH, "on") == "off" or os.name != "posix":
         return None
     try:

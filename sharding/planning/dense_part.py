@@ -9,6 +9,7 @@ Shapes: L tokens a rank and step · T tokens of which something is asked · D wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 
@@ -20,11 +21,14 @@ from data.ranking.config import INTERACTIONS, MERGED
 from model.biases import Tokens, describe_tokens
 from model.config import ModelConfig, Vocabulary
 from model.item_head import BLOCK_NUMBERS, ITEMS_PER_NEGATIVE, ItemHead, sampled_softmax
+from model.kernels.build import without_kernels
 from model.layers import normalised
 from model.losses import cascaded_cross_entropy
 from model.recommender import Tower
 from model.task_heads import TaskHeads
 from sharding.planning.memory_watch import MemoryWatch
+
+GPU_BACKENDS = ("flex", "triton")
 
 _MAX_HEADS = 2**28
 """Numbers of output heads that are allocated to be measured."""
@@ -93,8 +97,8 @@ def measure_dense(
 ) -> DenseModel:
     """Memory and operations of the tower, from four short runs on the CPU.
 
-    Kernels for GPUs are run as the CPU's in their place: they keep the same tensors for the backward. Nothing of the
-    real size is ever allocated but two blocks' and the heads' parameters.
+    Where a GPU's kernels are asked for, PyTorch's operators run in their place: they keep the same tensors for the
+    backward. Nothing of the real size is ever allocated but two blocks' and the heads' parameters.
 
     Raises:
         InputError: the heads, which are allocated, are beyond measure.
@@ -180,7 +184,7 @@ def _extended(one: float, two: float, blocks: int) -> float:
 
 def _on_cpu(cfg: ModelConfig, blocks: int) -> ModelConfig:
     attention = cfg.attention
-    if attention.backend in ("flex", "triton"):
+    if attention.backend in GPU_BACKENDS:
         attention = dataclasses.replace(attention, backend="jagged")
     output = cfg.output
     if output.kind != "actions":
@@ -201,7 +205,8 @@ def _peak(cfg: ModelConfig, vocabulary: Vocabulary, blocks: int, tokens: int) ->
             parameter.grad = torch.zeros_like(parameter)
         described = _histories(cfg, tokens)
         known = [x_LD, targets, *tower.parameters(), *(p.grad for p in tower.parameters() if p.grad is not None)]
-        with MemoryWatch(known) as watch:
+        on_gpu = without_kernels() if cfg.attention.backend in GPU_BACKENDS else contextlib.nullcontext()
+        with on_gpu, MemoryWatch(known) as watch:
             _loss(tower, x_LD, described, targets).backward()
     peak: int = watch.peak
     return peak
