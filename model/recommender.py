@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
+from common.spans import HEADS, LOOKUP, PROJECTIONS, span
 from data.batches import Batch
 from model.biases import describe_tokens
 from model.config import ModelConfig, Vocabulary
@@ -80,8 +81,9 @@ class Tower(nn.Module):
 
     def summed(self, pooled: KeyedTensor, items: Mapping[str, JaggedTensor] | None, batch: Batch) -> Tensor:
         """x_PD, all that an event's tables say of it."""
-        x_PD = sum_features(pooled, self.cfg.width)
-        return x_PD if items is None else add_items(x_PD, items, batch.item_rows_P)
+        with span(LOOKUP):
+            x_PD = sum_features(pooled, self.cfg.width)
+            return x_PD if items is None else add_items(x_PD, items, batch.item_rows_P)
 
     def picked(self, x_PD: Tensor, rows_n: Tensor) -> Tensor:
         """Rows [n, D] as the encoder is given them."""
@@ -100,11 +102,12 @@ class Tower(nn.Module):
             batch.organic_L,
             batch.alone_L,
         )
-        x_LD = self.picked(x_PD, batch.rows_L)
-        if self.places is not None:
-            x_LD = x_LD + self.places(tokens)
-        x_LD = dropout(x_LD, cfg.input_dropout, training=self.training)
-        with torch.autocast(x_LD.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        with span(LOOKUP):
+            x_LD = self.picked(x_PD, batch.rows_L)
+            if self.places is not None:
+                x_LD = x_LD + self.places(tokens)
+            x_LD = dropout(x_LD, cfg.input_dropout, training=self.training)
+        with span(PROJECTIONS), torch.autocast(x_LD.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
             x_LD = self.encoder(x_LD, tokens)
         return normalised(x_LD)
 
@@ -114,7 +117,8 @@ class Tower(nn.Module):
         """The weighted loss of the batch and what to report of it."""
         x_PD = self.summed(pooled, items, batch)
         hidden_LD = self._states(x_PD, batch)
-        result, targets = self._loss(hidden_LD, x_PD, items, batch)
+        with span(HEADS):
+            result, targets = self._loss(hidden_LD, x_PD, items, batch)
         output = Output(
             hidden_LD=hidden_LD.detach(),
             level_loss_sum_C=result.level_loss_sum_C,
@@ -178,8 +182,9 @@ class Recommender(nn.Module):
 
     def looked_up(self, batch: Batch) -> tuple[KeyedTensor, Mapping[str, JaggedTensor] | None]:
         """What the tables say of a batch: pooled embeddings, and rows of the table of items, if there is one."""
-        items = self.item_table(batch.item_ids) if self.item_table is not None else None
-        return self.ebc(batch.features), items
+        with span(LOOKUP):
+            items = self.item_table(batch.item_ids) if self.item_table is not None else None
+            return self.ebc(batch.features), items
 
     def encode(self, batch: Batch) -> Tensor:
         """L2-normalised states [L, D], without heads or loss."""

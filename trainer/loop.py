@@ -149,6 +149,14 @@ class Trainer:
         if self._is_out_of_patience(progress):
             self.telemetry.say(f"no improvement in {progress.stale} validations: training ends")
 
+    def advance(self, progress: Progress, steps: int) -> None:
+        """So many steps, over as many epochs as they take, and nothing besides: for those who measure them."""
+        before, self.step_limit = self.step_limit, progress.step + steps
+        with StopRequest() as request:
+            while progress.step < self.step_limit and not self.stop_signal:
+                self._train_epoch(progress, progress.step, request)
+        self.step_limit = before
+
     def _predict(self, predict_first: PredictFirst, progress: Progress) -> None:
         """Predict the epoch that comes next."""
         if progress.step:

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.files import write_text_atomically
 from common.progress import PLAIN_INTERVAL_S, format_count, format_seconds
+from common.spans import DATA_WAIT, span
 from model.recommender import Output
 from sharding.ranks.rank_log import LOG_INTERVAL_S, LOGGER
 from sharding.world import World
@@ -28,22 +29,30 @@ STREAM = "stream"
 
 
 class Stopwatch:
-    """Adds up the time spent waiting for an iterator: the data wait of a training step."""
+    """Adds up the time spent waiting for an iterator: the data wait of a training step.
+
+    Attributes:
+        seconds: since somebody set it to zero.
+        in_all: since it was made.
+    """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds = self.in_all = 0.0
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items; the time to get each is added to `seconds`."""
+        """The same items; the time to get each is added."""
         iterator = iter(items)
         while True:
             start = time.perf_counter()
             try:
-                item = next(iterator)
+                with span(DATA_WAIT):
+                    item = next(iterator)
             except StopIteration:
                 return
             finally:
-                self.seconds += time.perf_counter() - start
+                took = time.perf_counter() - start
+                self.seconds += took
+                self.in_all += took
             yield item
 
 

@@ -9,7 +9,8 @@ import common.startup  # noqa: F401  # isort: skip
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ from trainer.telemetry import Telemetry
 def train(config: TrainConfig) -> dict[str, Any]:
     """Run one training from its configuration; returns a summary."""
     quiet_known_warnings()
+    with assembled(config) as (trainer, begun):
+        progress = trainer.train(begun)
+        return {"run": config.run, **dataclasses.asdict(progress)}
+
+
+@contextmanager
+def assembled(config: TrainConfig) -> Iterator[tuple[Trainer, Progress]]:
+    """All that a training is made of, among its ranks, and where it begins or goes on."""
     keep_freed_memory()
     with (
         open_world(timedelta(seconds=config.watch.timeout_s)) as world,
@@ -130,10 +139,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             ),
         )
         try:
-            progress = trainer.train(progress)
+            yield trainer, progress
         finally:
             telemetry.close()
-        return {"run": config.run, **dataclasses.asdict(progress)}
 
 
 def vocabulary_of(config: TrainConfig, store: EventStore, codes: CodeTable) -> Vocabulary:

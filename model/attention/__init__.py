@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from common.spans import ATTENTION, span
 from model.attention import dense, fused, jagged
 from model.attention.dropout import Dropout
 from model.attention.weighting import Weighting
@@ -88,4 +89,6 @@ def attention(
     """
     assert (normaliser_L is None) == (kind == "softmax"), "silu is divided by a normaliser, softmax is not"
     assert soft_cap >= 0, soft_cap
-    return _backend(backend)(q_LHE, k_LHE, v_LHF, mask, biases, Weighting(kind, scale, normaliser_L, soft_cap, dropout))
+    weighting = Weighting(kind, scale, normaliser_L, soft_cap, dropout)
+    with span(ATTENTION):
+        return _backend(backend)(q_LHE, k_LHE, v_LHF, mask, biases, weighting)
