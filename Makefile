@@ -4,6 +4,7 @@
 #   make test-cluster  jobs over two nodes, made of namespaces, with a real Slurm over them; as root, on Linux
 #   make check         ruff and mypy
 #   make bench         benchmarks, quick; `python -m benchmarks.NAME` for a full run and its page
+#   make floor         training steps, quick, held against results/train_step_quick.json: none of its ratios a third worse
 #   make gpu-check     attention and a training step on the GPUs of this machine; needs ACCELERATOR=cuda
 # PYTHON=python3.12 chooses the interpreter, ACCELERATOR=cuda the CUDA packages, JOBS=4 how many test files run at once.
 
@@ -17,7 +18,7 @@ CONFIG := configs/movielens-100k.yaml
 RANKS ?= 2
 JOBS ?= 2
 
-.PHONY: quickstart test test-cluster check bench gpu-check format lock clean
+.PHONY: quickstart test test-cluster check bench floor gpu-check format lock clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml requirements/constraints.txt requirements/no-deps.txt
@@ -57,6 +58,10 @@ bench: $(STAMP)
 	$(RUN) -m benchmarks.crash --quick
 	$(RUN) -m benchmarks.mfalcon --quick
 	$(RUN) -m benchmarks.ranking --quick
+	$(RUN) -m benchmarks.train_step --quick
+
+floor: $(STAMP)
+	$(RUN) -m benchmarks.floor
 
 gpu-check: $(STAMP)
 	$(RUN) -m benchmarks.gpu_check

@@ -29,6 +29,9 @@ from common.config import resolve
 from common.memory import peak_bytes, resident_bytes
 from common.noise import quiet_known_warnings
 from common.startup import imports_are_done
+from evaluation import validation
+from evaluation.metrics.ranking import per_request_metrics
+from evaluation.results import Evaluation
 from model.config import ModelConfig
 from serving.checkpoints.model import build_sharded
 from sharding.tables import table_shards
@@ -36,10 +39,10 @@ from trainer import train
 from trainer.config import TrainConfig
 from trainer.loop import Progress, Trainer
 
-PRODUCT, SMALLER_PRODUCTS = 2048, (1024, 512)
+PRODUCT, SMALLER_PRODUCTS, SMALLEST = 2048, (1024, 512), 256
 PRODUCT_LIMIT_S = 1.0
 """Where a product of 2048³ takes longer, a smaller one is measured: bfloat16 on processors that know nothing of it."""
-PRODUCTS = 5
+PRODUCTS = 4
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 MOST_OPERATORS = 25
 
@@ -51,20 +54,22 @@ class Plan:
     Attributes:
         config: YAML file under the keys; empty for none.
         keys: of `trainer.train`.
-        warm: steps before anything is measured.
+        warm: steps before anything is measured, at least 1.
         blocks: of steps; the product rate is measured before and after each.
         steps: of a block, fewer where `seconds` are not enough.
         seconds: that all blocks together may take, about.
         profiled: steps looked at by part; 0 for none.
+        looks: epochs after which validation requests are scored; where there are any, nothing else is measured.
     """
 
-    config: str
-    keys: list[str]
+    config: str = ""
+    keys: list[str] = dataclasses.field(default_factory=list)
     warm: int = 3
     blocks: int = 3
     steps: int = 5
     seconds: float = 60.0
     profiled: int = 2
+    looks: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,21 @@ class Block:
     float32_rate: float
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a training has come to.
+
+    Attributes:
+        epoch: epochs done.
+        seconds: of training, looks apart.
+        scores: NDCG@10 of each validation request.
+    """
+
+    epoch: int
+    seconds: float
+    scores: list[float]
+
+
 def main(argv: list[str]) -> int:
     """Measure one plan on this rank."""
     imports_are_done()
@@ -100,7 +120,7 @@ def main(argv: list[str]) -> int:
     plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
     config = resolve(TrainConfig, "train", Path(plan.config) if plan.config else None, plan.keys)
     with _noting_memory() as memory, train.assembled(config) as (trainer, progress):
-        found = {"threads": torch.get_num_threads(), **_measure(trainer, progress, plan, memory)}
+        found = _looks(trainer, progress, plan) if plan.looks else _measure(trainer, progress, plan, memory)
         path.with_name(f"rank-{trainer.world.rank}.json").write_text(json.dumps(found), encoding="utf-8")
     return 0
 
@@ -120,13 +140,10 @@ def _noting_memory() -> Iterator[dict[str, int]]:
 
 def _measure(trainer: Trainer, progress: Progress, plan: Plan, memory: dict[str, int]) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak of building
+    trainer.advance(progress, plan.warm - 1)
     begun = time.perf_counter()
-    trainer.advance(progress, plan.warm)
-    warm_s = _agreed((time.perf_counter() - begun) / max(plan.warm, 1))
-    trainer.advance(progress, steps := 1)
-    begun = time.perf_counter()
-    trainer.advance(progress, steps)
-    step_s = min(warm_s, _agreed(time.perf_counter() - begun))
+    trainer.advance(progress, 1)
+    step_s = _agreed(time.perf_counter() - begun)
     steps = max(1, min(plan.steps, int(plan.seconds / plan.blocks / step_s)))
     rate_of = _Rates(trainer.config.model.precision)
     blocks, before = [], rate_of()
@@ -135,6 +152,7 @@ def _measure(trainer: Trainer, progress: Progress, plan: Plan, memory: dict[str,
         blocks.append(dataclasses.asdict(block))
     memory |= {"peak": peak_bytes(), **_needed(trainer)}
     return {
+        "threads": torch.get_num_threads(),
         "blocks": blocks,
         "memory": memory,
         "product": rate_of.size,
@@ -142,6 +160,33 @@ def _measure(trainer: Trainer, progress: Progress, plan: Plan, memory: dict[str,
         "tokens_per_step": trainer.loader.tokens_per_batch,
         "padding_of_epoch": trainer.loader.padding_share(0),
     }
+
+
+def _looks(trainer: Trainer, progress: Progress, plan: Plan) -> dict[str, Any]:
+    """Train as long as anybody looks."""
+    looks: list[Look] = []
+    seconds = 0.0
+    for epoch in range(1, max(plan.looks) + 1):
+        begun = time.perf_counter()
+        trainer.advance(progress, trainer.loader.steps_per_epoch(progress.epoch))
+        seconds += time.perf_counter() - begun
+        if epoch in plan.looks:
+            looks.append(Look(epoch, seconds, _scores(trainer)))
+    return {"looks": [dataclasses.asdict(look) for look in looks]}
+
+
+def _scores(trainer: Trainer) -> list[float]:
+    """What lies behind the mean that a validation tells."""
+    found: list[float] = []
+
+    def figures(result: Evaluation, engine: str) -> dict[str, float]:
+        metrics = per_request_metrics(result.engines[engine], result.targets, result.depth)
+        found.extend(metrics["ndcg@10"].tolist())
+        return {}
+
+    with patch.object(validation, "validation_figures", figures):
+        trainer.validate()
+    return found
 
 
 def _agreed(seconds: float) -> float:
@@ -194,29 +239,36 @@ def _work(trainer: Trainer, epoch: int, step: int) -> Work:
 
 
 class _Rates:
-    """Operations a second of products in a precision, and in float32; all ranks measure at once."""
+    """Operations a second of products in a precision, and in float32; all ranks measure at once.
+
+    Of two layouts of the second matrix the better one counts: where bfloat16 is emulated they differ eightfold.
+    """
 
     def __init__(self, precision: str) -> None:
         self._dtype = DTYPES[precision]
-        quick = _product_seconds(256, self._dtype)
-        sizes = [size for size in (PRODUCT, *SMALLER_PRODUCTS) if quick * (size / 256) ** 3 < PRODUCT_LIMIT_S]
+        small = {turned: _product_seconds(SMALLEST, self._dtype, turned) for turned in (False, True)}
+        self._turned = min(small, key=small.__getitem__)
+        quick = small[self._turned] / SMALLEST**3
+        sizes = [size for size in (PRODUCT, *SMALLER_PRODUCTS) if quick * size**3 < PRODUCT_LIMIT_S]
         self.size = sizes[0] if sizes else SMALLER_PRODUCTS[-1]
 
     def __call__(self) -> tuple[float, float]:
+        """In the precision, in float32."""
         dist.barrier()
-        float32 = _rate(PRODUCT, torch.float32)
-        return (float32 if self._dtype is torch.float32 else _rate(self.size, self._dtype)), float32
+        float32 = _rate(PRODUCT, torch.float32, False)
+        own = float32 if self._dtype is torch.float32 else _rate(self.size, self._dtype, self._turned)
+        return own, float32
 
 
-def _rate(size: int, dtype: torch.dtype) -> float:
-    rate: float = 2.0 * size**3 / min(_product_seconds(size, dtype) for _ in range(PRODUCTS))
+def _rate(size: int, dtype: torch.dtype, turned: bool) -> float:
+    rate: float = 2.0 * size**3 / min(_product_seconds(size, dtype, turned) for _ in range(PRODUCTS))
     return rate
 
 
-def _product_seconds(size: int, dtype: torch.dtype) -> float:
+def _product_seconds(size: int, dtype: torch.dtype, turned: bool) -> float:
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     begun = time.perf_counter()
-    torch.mm(a, b)
+    torch.mm(a, b.T if turned else b)
     return time.perf_counter() - begun
 
 

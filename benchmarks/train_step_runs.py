@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import ROOT, table
-from benchmarks.train_step_child import Plan
+from benchmarks.train_step_child import Look, Plan
 from benchmarks.train_step_operations import Operations, product_seconds
 from benchmarks.train_step_parts import PARTS
 from benchmarks.train_step_shapes import FLOAT32, SHAPES, Shape
@@ -83,12 +83,25 @@ class Measured:
         return max(targets / seconds for targets, seconds in zip(self.targets, self.seconds, strict=True))
 
     @property
-    def gemm_share(self) -> float:
-        """Seconds that the counted products take at the measured rates, over a step's; of the best block."""
-        return max(
+    def gemm_shares(self) -> list[float]:
+        """By block: seconds that the counted products take at the measured rates over those of the steps."""
+        return [
             statistics.fmean(_product_share(block) for block in blocks)
             for blocks in zip(*(rank["blocks"] for rank in self.ranks), strict=True)
-        )
+        ]
+
+    @property
+    def gemm_share(self) -> float:
+        """Of the best block."""
+        return max(self.gemm_shares)
+
+    @property
+    def operations(self) -> Operations:
+        """Of a step of the first rank, on average."""
+        blocks = self.ranks[0]["blocks"]
+        steps = sum(block["steps"] for block in blocks)
+        parts = {name: sum(block["counted"][name] for block in blocks) / steps for name in blocks[0]["counted"]}
+        return Operations(**parts)
 
     @property
     def padding(self) -> float:
@@ -114,13 +127,15 @@ class Measured:
 
     @property
     def parts(self) -> Mapping[str, Any]:
-        """Of a profiled step."""
-        found: Mapping[str, Any] = self.ranks[0]["parts"]
+        """Of a profiled step; empty where none was profiled."""
+        found: Mapping[str, Any] = self.ranks[0]["parts"] or {}
         return found
 
     @property
     def outside_products(self) -> float:
         """Share of the profiled step that passed outside of operators that are matrix products."""
+        if not self.parts:
+            return float("nan")
         return float(1 - sum(self.parts["products"].values()) / self.parts["whole"])
 
     @property
@@ -144,6 +159,16 @@ def measure(setting: Setting, plan: Plan, scratch: Path) -> Measured:
     Raises:
         RuntimeError: the run failed.
     """
+    return Measured(setting, _run(setting, plan, scratch))
+
+
+def looks_of(setting: Setting, plan: Plan, scratch: Path) -> list[Look]:
+    """Train as long as `plan.looks` says, and score what it has come to; else as `measure`."""
+    return [Look(**look) for look in _run(setting, plan, scratch)[0]["looks"]]
+
+
+def _run(setting: Setting, plan: Plan, scratch: Path) -> list[dict[str, Any]]:
+    """What each rank found."""
     setting.shape.log.make()
     print(f"measuring {setting}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=scratch) as kept:
@@ -166,7 +191,24 @@ def measure(setting: Setting, plan: Plan, scratch: Path) -> Measured:
         files = [folder / f"rank-{rank}.json" for rank in range(setting.ranks)]
         if done.returncode or not all(file.is_file() for file in files):
             raise RuntimeError(f"{setting} ended with status {done.returncode}\n{done.stderr[-4000:]}")
-        return Measured(setting, [json.loads(file.read_text(encoding="utf-8")) for file in files])
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def on_two_cores(runs: Sequence[Measured], name: str) -> Measured:
+    """The better of two ranks and two threads."""
+    found = [pick(runs, name, *shared) for shared in ((2, 1), (1, 2))]
+    return max((one for one in found if one is not None), key=lambda one: one.events_per_s)
+
+
+def pick(
+    runs: Sequence[Measured], name: str, ranks: int = 1, threads: int = 1, precision: str = "float32"
+) -> Measured | None:
+    """The run of a setting, if there is one."""
+    for found in runs:
+        setting = found.setting
+        if (setting.shape.name, setting.ranks, setting.threads, setting.precision) == (name, ranks, threads, precision):
+            return found
+    return None
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -190,7 +232,7 @@ def speeds(runs: Sequence[Measured]) -> str:
                 f"{run.best_events_per_s:,.0f}",
                 f"{statistics.fmean(run.seconds) * 1e3:,.0f}",
                 f"{run.gemm_share:.1%}",
-                f"{run.outside_products:.0%}",
+                f"{run.outside_products:.0%}" if run.parts else "–",
                 f"{run.padding:.1%}",
                 f"{run.data_wait:.2%}",
                 f"{run.memory['peak'] / 1e6:,.0f}",
@@ -239,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     shape = SHAPES[given.shape]
     setting = Setting(shape, given.ranks, given.threads, given.precision, tuple(given.keys))
-    plan = Plan("", [], steps=given.steps or shape.steps, seconds=given.seconds)
+    plan = Plan(steps=given.steps or shape.steps, seconds=given.seconds)
     with tempfile.TemporaryDirectory(prefix="segue-train-step-") as scratch:
         run = measure(setting, plan, Path(scratch))
     print(f"{speeds([run])}\n\n{by_part([run])}")

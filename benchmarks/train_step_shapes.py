@@ -122,6 +122,17 @@ class Shape:
     grows: bool
     steps: int
 
+    @property
+    def history(self) -> int:
+        """The longest window."""
+        return int(str(self.keys.get("model.max_history", 200)))
+
+    @property
+    def batches(self) -> str:
+        """What a step is."""
+        each = "a step of each rank" if self.grows else "a step of all ranks together"
+        return f"{each} has {self.bins} × {self.tokens:,} tokens"
+
     def overrides(self, run: Path, ranks: int, precision: str) -> list[str]:
         """Keys of a training in a folder."""
         keys = {
