@@ -147,6 +147,7 @@ def report_limit(runs: Sequence[Measured], findings: Findings) -> None:
     for found in runs:
         setting, counted = found.setting, found.operations
         rate, float32 = found.rates
+        name = setting.shape.name.replace("-", "_")
         rows.append(
             [
                 str(setting),
@@ -158,10 +159,10 @@ def report_limit(runs: Sequence[Measured], findings: Findings) -> None:
             ]
         )
         if setting.precision == BF16:
-            figures[f"gemm_share_bf16_{setting.shape.name}"] = found.gemm_share
+            figures[f"gemm_share_bf16_{name}"] = found.gemm_share
         elif (setting.ranks, setting.threads) == (1, 1):
-            figures[f"gemm_share_fp32_{setting.shape.name}"] = found.gemm_share
-            figures[f"outside_products_{setting.shape.name}"] = found.outside_products
+            figures[f"gemm_share_fp32_{name}"] = found.gemm_share
+            figures[f"outside_products_{name}"] = found.outside_products
     head = [
         *("", "projections", "attention", "heads", "product rate", "in float32"),
         *("share, best block", "share, all blocks"),
@@ -171,8 +172,8 @@ def report_limit(runs: Sequence[Measured], findings: Findings) -> None:
         "second. Attention counts the causal half of each user's own pairs, two products forward and four backward; "
         "nothing counts that is computed twice."
     )
-    figures["gemm_share_fp32"] = figures["gemm_share_fp32_yambda-512"]
-    figures["gemm_share_bf16"] = figures["gemm_share_bf16_yambda-512"]
+    figures["gemm_share_fp32"] = figures["gemm_share_fp32_yambda_512"]
+    figures["gemm_share_bf16"] = figures["gemm_share_bf16_yambda_512"]
     findings.add("Share of the machine's product rate", text, **figures)
 
 
@@ -185,7 +186,7 @@ def report_ranks(runs: Sequence[Measured], findings: Findings) -> None:
         if (one.setting.ranks, one.setting.threads, one.setting.precision) != (1, 1, "float32") or two is None:
             continue
         scaling = two.best_events_per_s / one.best_events_per_s
-        figures["scaling_2_ranks" if name == "yambda-512" else f"scaling_2_ranks_{name}"] = scaling
+        figures["scaling_2_ranks" + f"_{name.replace('-', '_')}" * (name != "yambda-512")] = scaling
         rows.append(
             [
                 name,
