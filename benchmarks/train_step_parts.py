@@ -169,8 +169,8 @@ def _part(event: Event, around: str, forward: dict[int, str]) -> str:
     name = event.name
     if name.startswith(_NODE):
         return _DENSE if _GRADIENT in name else forward.get(event.sequence_nr, _REST) + BACKWARD
-    if name in _OF_SPANS:
-        return _OF_SPANS[name]
+    if name in _OF_SPANS:  # in the backward, of a function that is several parts
+        return _OF_SPANS[name] + (BACKWARD if around.endswith(BACKWARD) else "")
     if name.startswith("## "):
         return next((part for begin, part in _OF_RANGES.items() if name.startswith(begin)), around)
     return around

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.spans import ATTENTION, span
 from model.attention.weighting import Weighting
 from model.biases import ScoreBiases
 from model.kernels.build import library
@@ -206,7 +207,8 @@ def forward(call: Call, qkv: QueriesKeysValues, added: Added) -> tuple[Tensor, T
     out_LHF[call.tokens :] = 0.0
     log_sum_LH = qkv.q_LHE.new_empty(tokens, heads) if call.softmax else None
     struct, _kept = _struct(call, qkv, added, out_LHF, log_sum_LH)
-    _kernels().segue_attention_forward(ctypes.byref(struct))
+    with span(ATTENTION):
+        _kernels().segue_attention_forward(ctypes.byref(struct))
     return out_LHF, log_sum_LH
 
 
@@ -230,7 +232,8 @@ def backward(
     struct.grad_q, struct.grad_k, struct.grad_v = (_rows(x) for x in grads)
     struct.grad_key_bias = place(key_bias)
     struct.grad_by_distance, struct.grad_by_time = (place(x) for x in by_user)
-    _kernels().segue_attention_backward(ctypes.byref(struct))
+    with span(ATTENTION):
+        _kernels().segue_attention_backward(ctypes.byref(struct))
     return Added(key_bias, *(None if x is None else x.sum(dim=0, dtype=torch.float64).float() for x in by_user))
 
 
