@@ -22,7 +22,14 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from data.batches import ITEM_KEY, Batch
 from model.config import HeadsConfig
-from model.kernels.losses import linear_cross_entropy, linear_loss_kernels, sampled_cross_entropy_
+from model.kernels.losses import (
+    LinearLoss,
+    linear_cross_entropy,
+    linear_loss_kernels,
+    own_negatives_cross_entropy,
+    sampled_cross_entropy_,
+    sampled_loss_kernels,
+)
 from model.losses import CascadeLoss
 
 EPS = 1e-6
@@ -31,6 +38,9 @@ EPS = 1e-6
 ITEMS_PER_NEGATIVE = 40
 """Up to so many items of the batch for each negative of a target, scoring all of the batch's items and picking some is
 faster than copying each negative's row: `_Picked` instead of `_Gathered`."""
+
+SPARSE = 3
+"""From so many items of the batch for each negative of a target on, a kernel that reads the negatives' rows is faster."""
 
 BLOCK_NUMBERS = 1 << 20
 """Numbers of copied rows held at once: a few megabytes, so that they are in the cache when they are read."""
@@ -139,31 +149,73 @@ class _SampledSoftmax(torch.autograd.Function):
         chunk_tokens: int,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        grad_x = torch.zeros_like(x_TD) if with_gradient else None
-        grad_unit = torch.zeros_like(unit_dD) if with_gradient else None
-        loss, correct = x_TD.new_zeros(()), positives_T.new_zeros(())
-        positive_TD = unit_dD.index_select(0, positives_T)
-        grad_positive_T = x_TD.new_empty(len(x_TD))
-        for part, scorer in _parts(x_TD, unit_dD, negatives_GM, groups_T, chunk_tokens):
-            x_tD, positive_tD = x_TD[part], positive_TD[part]
-            positive_t = (x_tD * positive_tD).sum(dim=1)
-            targets = _Targets(positives_T[part], positive_t, offsets_d, scale)
-            loss_t, correct_t = scorer.lose(x_tD, targets, None if grad_x is None else grad_x[part], grad_unit)
-            loss += loss_t
-            correct += correct_t
-            if grad_x is not None:
-                grad_positive_T[part] = positive_t
-                grad_x[part].addcmul_(positive_t[:, None], positive_tD)
-        ctx.mark_non_differentiable(correct)
-        if grad_x is not None and grad_unit is not None:
-            _add_rows(grad_unit, positives_T, grad_positive_T[:, None] * x_TD)
-            ctx.save_for_backward(grad_x, grad_unit)
-        return loss, correct
+        given = _Given(x_TD, unit_dD, positives_T, negatives_GM, groups_T, offsets_d, scale)
+        found = _by_own_negatives(given, with_gradient=with_gradient)
+        if found is None:
+            found = _by_chunks(given, chunk_tokens, with_gradient=with_gradient)
+        ctx.mark_non_differentiable(found.correct)
+        if with_gradient:
+            ctx.save_for_backward(found.grad_x_TD, found.grad_weight_VD)
+        return found.loss, found.correct
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_unit = ctx.saved_tensors
         return grad_x * grad_loss, grad_unit * grad_loss, *(None,) * 7
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Arguments of `sampled_softmax`, rows normalised, and what cosines are multiplied by."""
+
+    x_TD: Tensor
+    unit_dD: Tensor
+    positives_T: Tensor
+    negatives_GM: Tensor
+    groups_T: Tensor
+    offsets_d: Tensor | None
+    scale: float
+
+
+def _by_own_negatives(given: _Given, *, with_gradient: bool) -> LinearLoss | None:
+    """By the kernel for targets that each have negatives of their own, few among many; None where there is none."""
+    (groups, negatives), items = given.negatives_GM.shape, len(given.unit_dD)
+    kernels = sampled_loss_kernels(given.x_TD, given.unit_dD)
+    if kernels is None or groups < len(given.x_TD) or items < SPARSE * negatives:
+        return None
+    return own_negatives_cross_entropy(
+        kernels,
+        given.x_TD,
+        given.unit_dD,
+        given.positives_T,
+        given.negatives_GM,
+        given.offsets_d,
+        given.scale,
+        with_gradient=with_gradient,
+    )
+
+
+def _by_chunks(given: _Given, chunk_tokens: int, *, with_gradient: bool) -> LinearLoss:
+    """A chunk of targets at a time."""
+    x_TD, unit_dD, positives_T = given.x_TD, given.unit_dD, given.positives_T
+    grad_x = torch.zeros_like(x_TD) if with_gradient else None
+    grad_unit = torch.zeros_like(unit_dD) if with_gradient else None
+    loss, correct = x_TD.new_zeros(()), positives_T.new_zeros(())
+    positive_TD = unit_dD.index_select(0, positives_T)
+    grad_positive_T = x_TD.new_empty(len(x_TD))
+    for part, scorer in _parts(x_TD, unit_dD, given.negatives_GM, given.groups_T, chunk_tokens):
+        x_tD, positive_tD = x_TD[part], positive_TD[part]
+        positive_t = (x_tD * positive_tD).sum(dim=1)
+        targets = _Targets(positives_T[part], positive_t, given.offsets_d, given.scale)
+        loss_t, correct_t = scorer.lose(x_tD, targets, None if grad_x is None else grad_x[part], grad_unit)
+        loss += loss_t
+        correct += correct_t
+        if grad_x is not None:
+            grad_positive_T[part] = positive_t
+            grad_x[part].addcmul_(positive_t[:, None], positive_tD)
+    if grad_unit is not None:
+        _add_rows(grad_unit, positives_T, grad_positive_T[:, None] * x_TD)
+    return LinearLoss(loss, correct, grad_x, grad_unit, None)
 
 
 # ── negatives of a chunk, three ways ─────────────────────────────────────────────────────────────────────

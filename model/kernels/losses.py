@@ -212,6 +212,86 @@ def _summed(x_pn: Tensor) -> Tensor:
     return x_pn[0] if len(x_pn) == 1 else x_pn.sum(dim=0)
 
 
+# ── negatives of each target's own ───────────────────────────────────────────────────────────────────────
+
+_MOST_GRADIENTS = 2**25
+"""Numbers of the rows' gradients, of which each thread has its own: 128 MB."""
+
+
+class _SampledLoss(ctypes.Structure):
+    """`SegueSampledLoss`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("targets", "width", "items", "negatives", "parts")),
+        *((name, ctypes.c_void_p) for name in ("x", "rows", "target_ids", "ids", "offsets")),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("scores", "loss", "hit", "grad_x", "grad_rows")),
+    ]
+
+
+def sampled_loss_kernels(x_TD: Tensor, rows_dD: Tensor) -> ctypes.CDLL | None:
+    """The kernels, where each target's own negatives are read from so many rows."""
+    if rows_dD.numel() * torch.get_num_threads() > _MOST_GRADIENTS or not len(x_TD):
+        return None
+    return kernels_for(x_TD, rows_dD)
+
+
+def own_negatives_cross_entropy(
+    kernels: ctypes.CDLL,
+    x_TD: Tensor,
+    rows_dD: Tensor,
+    targets_T: Tensor,
+    negatives_TM: Tensor,
+    offsets_d: Tensor | None,
+    scale: float,
+    *,
+    with_gradient: bool,
+) -> LinearLoss:
+    """`sampled_cross_entropy_` of x with rows, and its gradients, through targets and negatives alike.
+
+    Args:
+        targets_T, negatives_TM: int64, places among the rows.
+        offsets_d: added to a row's logit where it is a negative; None where nothing is.
+    """
+    width, parts = x_TD.shape[1], min(torch.get_num_threads(), len(x_TD))
+    x_TD, rows_dD = (_wide(x, kernels.segue_lanes()) for x in (x_TD, rows_dD))
+    new = x_TD.new_empty
+    loss_T, hit_T = new(len(x_TD)), new(len(x_TD), dtype=torch.bool)
+    grad_x_TD, grads_pdD = None, None
+    if with_gradient:
+        grad_x_TD, grads_pdD = torch.zeros_like(x_TD), x_TD.new_zeros(parts, *rows_dD.shape)
+    tensors = {
+        "x": x_TD,
+        "rows": rows_dD,
+        "target_ids": targets_T.int(),
+        "ids": negatives_TM.int().contiguous(),
+        "offsets": None if offsets_d is None else offsets_d.contiguous(),
+        "scores": new(parts, 2, negatives_TM.shape[1]),
+        "loss": loss_T,
+        "hit": hit_T,
+        "grad_x": grad_x_TD,
+        "grad_rows": grads_pdD,
+    }
+    call = _SampledLoss(
+        targets=len(x_TD),
+        width=x_TD.shape[1],
+        items=len(rows_dD),
+        negatives=negatives_TM.shape[1],
+        parts=parts,
+        scale=scale,
+    )
+    for name, tensor in tensors.items():
+        setattr(call, name, place(tensor))
+    kernels.segue_sampled_loss(ctypes.byref(call))
+    return LinearLoss(
+        loss_T.sum(),
+        hit_T.sum(),
+        None if grad_x_TD is None else _narrow(grad_x_TD, width),
+        None if grads_pdD is None else _narrow(_summed(grads_pdD), width),
+        None,
+    )
+
+
 def _wide(x_nD: Tensor, tile: int) -> Tensor:
     """With columns of zeros up to a multiple of a tile."""
     return F.pad(x_nD, (0, -x_nD.shape[1] % tile)).contiguous()
