@@ -40,7 +40,7 @@ ITEMS_PER_NEGATIVE = 40
 faster than copying each negative's row: `_Picked` instead of `_Gathered`."""
 
 SPARSE = 3
-"""From so many items of the batch for each negative of a target on, a kernel that reads the negatives' rows is faster."""
+"""From so many items of the batch for each negative on, a kernel that reads the negatives' rows is faster."""
 
 BLOCK_NUMBERS = 1 << 20
 """Numbers of copied rows held at once: a few megabytes, so that they are in the cache when they are read."""

@@ -183,7 +183,9 @@ struct Head {
             for (int64_t d = 0; d < n; d++) by_distance[n - 1 - d] = from[d];
         }
         if (of.by_time == nullptr) return;
-        const int64_t start = of.key_times[first];
+        int64_t start = n ? of.key_times[first] : 0;
+        for (int64_t j = 1; j < n; j++)
+            start = of.key_times[first + j] < start ? of.key_times[first + j] : start;
         for (int64_t j = 0; j < columns; j++) {
             query_times[j] = j < n ? seconds(of.query_times[first + j] - start) : 0;
             key_times[j] = j < n ? seconds(of.key_times[first + j] - start) : 0;

@@ -8,17 +8,28 @@ namespace {
 
 using namespace segue;
 
+// Which lanes there are of the numbers from j on, of a row of `width`.
+Ints there(int64_t j, int64_t width) { return counting() < splat(static_cast<int32_t>(width - j)); }
+
 // The numbers j … j + LANES - 1 of a row of `width`, zeros beyond.
 Floats take(const float* row, int64_t j, int64_t width) {
     if (j + LANES <= width) return load(row + j);
+#if defined(__AVX2__) && LANES == 8
+    return (Floats)_mm256_maskload_ps(row + j, (__m256i)there(j, width));
+#else
     Floats found = Floats{};
     for (int64_t lane = 0; j + lane < width; lane++) found[lane] = row[j + lane];
     return found;
+#endif
 }
 
 void put(float* row, int64_t j, int64_t width, Floats x) {
     if (j + LANES <= width) return store(row + j, x);
+#if defined(__AVX2__) && LANES == 8
+    _mm256_maskstore_ps(row + j, (__m256i)there(j, width), (__m256)x);
+#else
     for (int64_t lane = 0; j + lane < width; lane++) row[j + lane] = x[lane];
+#endif
 }
 
 // (x - mean) * rate is the normed row.
@@ -31,8 +42,7 @@ struct Norm {
         mean = sum(total) / width;
         for (int64_t j = 0; j < width; j += LANES) {
             Floats apart = take(row, j, width) - mean;
-            if (j + LANES > width)
-                for (int64_t lane = width - j; lane < LANES; lane++) apart[lane] = 0;
+            if (j + LANES > width) apart = (Floats)((Ints)apart & there(j, width));
             squares += apart * apart;
         }
         rate = 1.0f / std::sqrt(sum(squares) / width + epsilon);
@@ -66,19 +76,35 @@ struct Dropout {
     int32_t threshold, seed;
     float factor;
 
-    Dropout(float share, int64_t seed)
+    Dropout(float share, int64_t given)
         : threshold(static_cast<int32_t>(share * 16777216.0f)),
-          seed(static_cast<int32_t>(seed)),
+          seed(static_cast<int32_t>(given)),
           factor(1.0f / (1.0f - share)) {}
+};
 
-    Floats operator()(int64_t row, int64_t j) const {
+struct DropoutOfRow {
+    Ints of_row;
+    int32_t threshold;
+    float factor;
+
+    DropoutOfRow(const Dropout& given, int64_t row)
+        : of_row(scramble(splat(static_cast<int32_t>(row) ^ given.seed))),
+          threshold(given.threshold),
+          factor(given.factor) {}
+
+    Floats operator()(int64_t j) const {
         if (threshold == 0) return splat(1.0f);
-        const Ints of_row = scramble(splat(static_cast<int32_t>(row) ^ seed));
         const Ints drawn = scramble((counting() + static_cast<int32_t>(j)) ^ of_row);
-        const Ints kept = (drawn & 0xffffff) >= splat(threshold);
-        return (Floats)(kept & (Ints)splat(factor));
+        return (Floats)(((drawn & 0xffffff) >= splat(threshold)) & (Ints)splat(factor));
     }
 };
+
+// Asks for a row that is read some rows later: the next one lies a stride away, which the processor does not foresee.
+void expect(const float* row, int64_t width) {
+    for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(row + j);
+}
+
+constexpr int64_t AHEAD = 8;
 
 }  // namespace
 
@@ -134,10 +160,11 @@ void segue_gate(const float* gathered, const float* u, int64_t u_row, int64_t ro
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const float* row = gathered + r * width;
+        if (r + AHEAD < rows) expect(u + (r + AHEAD) * u_row, width);
         const Norm norm(row, width, epsilon);
+        const DropoutOfRow kept(dropout, r);
         for (int64_t j = 0; j < width; j += LANES)
-            put(out + r * width, j, width,
-                norm(take(row, j, width)) * take(u + r * u_row, j, width) * dropout(r, j));
+            put(out + r * width, j, width, norm(take(row, j, width)) * take(u + r * u_row, j, width) * kept(j));
     }
 }
 
@@ -150,10 +177,15 @@ void segue_gate_backward(const float* gathered, const float* u, int64_t u_row, i
     for (int64_t r = 0; r < rows; r++) {
         const float *row = gathered + r * width, *gate = u + r * u_row;
         float* own = grad + r * width;
+        if (r + AHEAD < rows) {
+            expect(u + (r + AHEAD) * u_row, width);
+            expect(grad_u + (r + AHEAD) * grad_u_row, width);
+        }
         const Norm norm(row, width, epsilon);
+        const DropoutOfRow dropped(dropout, r);
         Along along;
         for (int64_t j = 0; j < width; j += LANES) {
-            const Floats kept = dropout(r, j), normed = norm(take(row, j, width)), open = take(gate, j, width);
+            const Floats kept = dropped(j), normed = norm(take(row, j, width)), open = take(gate, j, width);
             const Floats given = take(own, j, width) * kept;
             put(out + r * width, j, width, normed * open * kept);
             put(grad_u + r * grad_u_row, j, width, given * normed);
@@ -170,9 +202,11 @@ void segue_gate_backward(const float* gathered, const float* u, int64_t u_row, i
 void segue_dropout(const float* x, int64_t rows, int64_t width, float share, int64_t seed, float* out) {
     const Dropout dropout(share, seed);
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++)
+    for (int64_t r = 0; r < rows; r++) {
+        const DropoutOfRow kept(dropout, r);
         for (int64_t j = 0; j < width; j += LANES)
-            put(out + r * width, j, width, take(x + r * width, j, width) * dropout(r, j));
+            put(out + r * width, j, width, take(x + r * width, j, width) * kept(j));
+    }
 }
 
 }  // extern "C"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from model.attention import jagged_blocks, jagged_layout
 from model.attention.jagged_layout import QUERY_BLOCK
 from model.attention.jagged_memory import Scratch
 from model.biases import KeyBias
+from model.kernels.build import without_kernels
 from tests.model.attention.strategies import KINDS, Case, cases, worst_error
 
 BEYOND_A_BLOCK = [
@@ -28,6 +30,13 @@ BEYOND_A_BLOCK = [
     QUERY_BLOCK - 1,
 ]
 """Users that fill blocks, and users that just do not."""
+
+
+@pytest.fixture(autouse=True)
+def operators() -> Iterator[None]:
+    """PyTorch's, which a machine without a compiler has; the kernel is tested beside (test_fused.py)."""
+    with without_kernels():
+        yield
 
 
 def assert_equals_oracle(case: Case, tolerance: float, backend: str = "jagged") -> None:
