@@ -137,7 +137,7 @@ HOW_PARTS = (
     "in `heads and loss`. De-duplication of ids is done by the loader and in `data wait`; `ids to their owners` is "
     "TorchRec's input distribution, AlltoAll included; rows that come back, and gradients that go, are in `lookup` and "
     "its backward, and so is the tables' Adagrad, which FBGEMM does there. `dense all-reduce` has the buckets of "
-    "DistributedDataParallel and the wait for them. `rest` is the L2 norm of states, the loop and what is between parts."
+    "DistributedDataParallel and the wait for them. `rest` is the L2 norm of states, the loop and all between parts."
 )
 
 
