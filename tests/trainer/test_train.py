@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.config import resolve
 from data import prepare, synthesize
 from data.event_store import EventStore
 from evaluation import evaluate
@@ -27,7 +28,8 @@ from sharding.world import open_world
 from tests.conftest import Prepared
 from tests.ranks import run_module, train_on_ranks
 from tests.yambda_example import write_yambda_example
-from trainer.train import main
+from trainer.config import TrainConfig
+from trainer.train import assembled, main
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -106,6 +108,22 @@ def test_two_runs_with_one_seed_are_bit_identical(two_ranks: Path, prepared: Pre
     assert losses(tmp_path / "again") == losses(two_ranks)
     again, once = parameters(tmp_path / "again"), parameters(two_ranks)
     assert all(torch.equal(again[name], once[name]) for name in once)
+
+
+def test_who_measures_steps_goes_through_those_of_a_training(prepared: Prepared, tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("whole", "measured")}
+    for name, run in places.items():
+        keys = [f"store={prepared.store}", f"codes={prepared.codes}", f"run={run}", *SMALL]
+        with assembled(resolve(TrainConfig, "train", None, keys)) as (trainer, progress):
+            if name == "whole":
+                all_steps = trainer.train(progress).step
+                continue
+            for steps in (3, 4, all_steps - 7):
+                trainer.advance(progress, steps)
+            assert progress.step == all_steps > 7
+            assert trainer.wait.in_all > 0
+            assert not records(run, "validation")
+    assert losses(places["measured"]) == losses(places["whole"])
 
 
 @pytest.mark.parametrize("stop", ["max_steps=7", "max_steps=8"])
