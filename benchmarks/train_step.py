@@ -108,8 +108,8 @@ def report_speed(runs: Sequence[Measured], findings: Findings) -> None:
     about = "\n".join(f"- **{one.name}**: {one.about}; {one.log.about}; {one.batches}." for one in shapes.values())
     text = (
         f"{about}\n\n{speeds(runs)}\n\nEvents are targets; padding counts as nothing. The share of the product rate is "
-        "that of the best block of steps, outside products what a profile shows: the time not in operators that are "
-        "matrix products, so products inside a fused kernel count as outside. bfloat16: steps are small and few, since "
+        "that of the best block of steps; what is left of 1 is the time outside products, and that of products made "
+        "again or more slowly. bfloat16: steps are small and few, since "
         "a processor without such products takes its time, and its share is the sum of what the blocks' products would "
         "take at the bfloat16 rate and the heads' at the float32 rate, over the step."
     )
