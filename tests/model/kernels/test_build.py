@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from model.kernels.build import CACHE, SWITCH, library, without_kernels
+from common.native import CACHE, SWITCH
+from model.kernels.build import library, without_kernels
 
 ASK = "from model.kernels.build import library; import torch; print(library() is not None)"
 
