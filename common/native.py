@@ -1,9 +1,9 @@
 """C++ of our own, compiled where it runs: `compiled(package)`.
 
-The sources that lie in a package are built once for a processor and a compiler, in some seconds, and kept in the user's cache
-(`SEGUE_CACHE`, else `XDG_CACHE_HOME`, else `~/.cache`). Without a compiler, or with `SEGUE_KERNELS=off`, there is no
-library, and whoever asks has another way. What is built is loaded from a folder that belongs to this user and that
-nobody else may write.
+The sources that lie in a package are built once for a processor and a compiler, in some seconds, and kept in the
+user's cache (`SEGUE_CACHE`, else `XDG_CACHE_HOME`, else `~/.cache`). Without a compiler, or with `SEGUE_KERNELS=off`,
+there is no library, and whoever asks has another way. What is built is loaded from a folder that belongs to this user
+and that nobody else may write.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 @functools.cache
 def compiled(package: str) -> ctypes.CDLL | None:
-    """A package's `.cpp` and `.h` as a library, built now if it has not been; None where it cannot: that is said once."""
+    """A package's `.cpp` and `.h` as a library, built if it has not been; None where it cannot be, which is said once."""
     if os.environ.get(SWITCH, "on") == "off" or os.name != "posix":
         return None
     try:
