@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 @functools.cache
 def compiled(package: str) -> ctypes.CDLL | None:
-    """A package's `.cpp` and `.h` as a library, built if it has not been; None where it cannot be, which is said once."""
+    """A package's `.cpp` and `.h` as a library, built if need be; None where it cannot be built, which is said once."""
     if os.environ.get(SWITCH, "on") == "off" or os.name != "posix":
         return None
     try:
