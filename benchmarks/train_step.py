@@ -41,7 +41,7 @@ QUICK, QUICK_SMALL = Plan(warm=1, blocks=2, steps=2, seconds=20, profiled=1), Pl
 QUICK_NAIVE = Plan(warm=1, blocks=2, steps=2, seconds=15, profiled=0)
 EMULATED = Plan(warm=1, blocks=1, steps=1, profiled=0)
 """For bfloat16 on processors that have no such products: one step, after one."""
-FULL = Plan(warm=3, blocks=3, seconds=90, profiled=2)
+FULL = Plan(warm=2, blocks=3, seconds=60, profiled=2)
 
 
 def main(quick: bool, folder: Path, findings: Findings) -> None:
