@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from model.biases import ScoreBiases, Tokens
 from model.config import ModelConfig
+from model.kernels.rows import dropout
 from model.layers import Opened, QueryKeyNorm, ScaledLinear, gather
 
 PLACE_STD = 0.02
@@ -156,7 +157,7 @@ class TransformerBlock(nn.Module):
         return None
 
     def _drop(self, update_LD: Tensor) -> Tensor:
-        return F.dropout(update_LD, self.cfg.dropout, self.training)
+        return dropout(update_LD, self.cfg.dropout, training=self.training)
 
 
 class Transformer(nn.Module):
