@@ -5,7 +5,8 @@
 // (with running sums, as in FlashAttention), and the products that follow. Queries, keys and values are first copied
 // side by side, since in the model's own layout the rows of a head stand a power of two apart, which no cache likes.
 //
-// n tokens of the user, of whom none sees a later one; width E of queries and keys, F of values, both rounded up to W.
+// n tokens of the user, of whom none sees a later one; width E of queries and keys, F of values, both rounded up to a
+// tile's columns.
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -171,8 +172,8 @@ struct Head {
 
     float divisor(int64_t i) const { return of.divisors ? of.divisors[first + i] : of.divisor; }
 
-    // by_distance[columns - 1 - d] is that of distance d, so that a row of scores reads it forwards; the future, which
-    // is masked, reads what lies behind.
+    // by_distance[n - 1 - d] is that of distance d, so that a row of scores reads it forwards; the future, which is
+    // masked, reads the zeros behind.
     void copy_biases() {
         if (of.key_bias)
             for (int64_t j = 0; j < columns; j++)

@@ -60,9 +60,9 @@ static inline float largest(Floats x) {
 // Whether all lanes are alike.
 static inline bool alike(Ints x) {
     const Ints same = x == splat(x[0]);
-#if defined(__AVX512F__)
+#if LANES == 16 && defined(__AVX512DQ__)
     return _mm512_movepi32_mask((__m512i)same) == 0xffff;
-#elif defined(__AVX2__)
+#elif LANES == 8 && defined(__AVX2__)
     return _mm256_movemask_epi8((__m256i)same) == -1;
 #else
     for (int lane = 0; lane < LANES; lane++)
@@ -100,7 +100,7 @@ static inline void turn(Floats* rows) {
 // table[index] of each lane. Neighbours are mostly alike where this is asked.
 static inline Floats look_up(const float* table, Ints index) {
     if (alike(index)) return splat(table[index[0]]);
-#if defined(__AVX512F__)
+#if LANES == 16
     return (Floats)_mm512_i32gather_ps((__m512i)index, table, 4);
 #elif defined(__AVX2__)
     return (Floats)_mm256_i32gather_ps(table, (__m256i)index, 4);

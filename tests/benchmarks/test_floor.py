@@ -12,7 +12,7 @@ from benchmarks import floor
 
 KEPT = {
     "gemm_share_fp32": 0.5,
-    "scaling_2_ranks": 1.5,
+    "scaling_of_possible": 1.5,
     "speedup_vs_naive": 3.0,
     "padding_share": 0.003,
     "data_wait_share": 0.03,
@@ -41,7 +41,7 @@ def test_what_is_within_a_third_or_good_enough_passes(
 
 
 def test_what_was_a_disturbance_passes_the_second_time(monkeypatch: pytest.MonkeyPatch, kept: Path) -> None:
-    left = runs(monkeypatch, {"scaling_2_ranks": 0.9}, {"data_wait_share": 0.5})
+    left = runs(monkeypatch, {"scaling_of_possible": 0.9}, {"data_wait_share": 0.5})
     assert floor.main([], kept) == 0
     assert not list(left), "two runs"
 
@@ -49,7 +49,7 @@ def test_what_was_a_disturbance_passes_the_second_time(monkeypatch: pytest.Monke
 def test_what_is_worse_twice_is_named(
     monkeypatch: pytest.MonkeyPatch, kept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs(monkeypatch, {"speedup_vs_naive": 1.0}, {"speedup_vs_naive": 1.9, "scaling_2_ranks": 0.1})
+    runs(monkeypatch, {"speedup_vs_naive": 1.0}, {"speedup_vs_naive": 1.9, "scaling_of_possible": 0.1})
     assert floor.main([], kept) == 3
     said = capsys.readouterr().err.splitlines()[-1]
     assert "speedup_vs_naive is 1.9, was 3" in said
