@@ -150,7 +150,9 @@ class _SampledSoftmax(torch.autograd.Function):
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         given = _Given(x_TD, unit_dD, positives_T, negatives_GM, groups_T, offsets_d, scale)
-        found = _by_own_negatives(given, with_gradient=with_gradient)
+        found = _by_everything(given, with_gradient=with_gradient)
+        if found is None:
+            found = _by_own_negatives(given, with_gradient=with_gradient)
         if found is None:
             found = _by_chunks(given, chunk_tokens, with_gradient=with_gradient)
         ctx.mark_non_differentiable(found.correct)
@@ -175,6 +177,29 @@ class _Given:
     groups_T: Tensor
     offsets_d: Tensor | None
     scale: float
+
+
+def _by_everything(given: _Given, *, with_gradient: bool) -> LinearLoss | None:
+    """By the kernel for a linear layer and its loss, where every row is a negative of all, once; None elsewhere.
+
+    The target is then one of the outputs: leaving it out among the negatives and putting it beside them is the softmax
+    over all.
+    """
+    (groups, negatives), items = given.negatives_GM.shape, len(given.unit_dD)
+    if groups != 1 or negatives != items or given.offsets_d is not None:
+        return None
+    kernels = linear_loss_kernels(given.x_TD, given.unit_dD)
+    if kernels is None or not torch.equal(given.negatives_GM[0].sort().values, torch.arange(items)):
+        return None
+    return linear_cross_entropy(
+        kernels,
+        given.x_TD,
+        given.unit_dD,
+        None,
+        given.scale,
+        with_gradient=with_gradient,
+        targets_T=given.positives_T,
+    )
 
 
 def _by_own_negatives(given: _Given, *, with_gradient: bool) -> LinearLoss | None:

@@ -17,6 +17,7 @@ from model import item_head
 from model.config import HeadsConfig, ItemTableConfig, ModelConfig
 from model.embeddings import build_embeddings, build_item_table
 from model.item_head import ItemHead, sampled_softmax, unit_rows
+from model.kernels.build import without_kernels
 from model.losses import CascadeLoss
 from model.recommender import Recommender
 
@@ -168,6 +169,37 @@ def test_hopeless_scores_give_a_finite_loss_and_a_lone_target_none() -> None:
     assert (alone.loss_sum.item(), alone.level_correct_C.item()) == (0.0, 1)
     (worst.loss_sum + alone.loss_sum).backward()
     assert torch.isfinite(x_TD.grad).all()
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+@pytest.mark.parametrize("missing", [True, False])
+def test_every_row_once_is_the_softmax_over_all(offsets: bool, missing: bool) -> None:
+    """In any order; with one row twice in the place of another it is no longer, and offsets make it another loss."""
+    torch.manual_seed(0)
+    x_TD, rows_dD = F.normalize(torch.randn(40, 8)), torch.randn(30, 8)
+    everything_1M = torch.randperm(30)[None]
+    if missing:
+        everything_1M[0, 3] = everything_1M[0, 4]
+    positives_T, group_T = torch.randint(0, 30, (40,)), torch.zeros(40, dtype=torch.int64)
+    offsets_d = torch.randn(30) if offsets else None
+
+    def run() -> list[Tensor]:
+        x, rows = x_TD.clone().requires_grad_(), rows_dD.clone().requires_grad_()
+        found = sampled_softmax(
+            x, rows, positives_T, everything_1M, group_T, temperature=0.2, chunk_tokens=16, offsets_d=offsets_d
+        )
+        found.loss_sum.backward()
+        assert x.grad is not None
+        assert rows.grad is not None
+        return [found.loss_sum.detach(), found.level_correct_C, x.grad, rows.grad]
+
+    by_kernels = run()
+    with without_kernels():
+        for got, want in zip(by_kernels, run(), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    if not offsets and not missing:
+        logits = x_TD @ F.normalize(rows_dD).T / 0.2
+        torch.testing.assert_close(by_kernels[0], F.cross_entropy(logits, positives_T, reduction="sum"))
 
 
 def test_a_row_of_zeros_has_no_direction_and_harms_nobody() -> None:
