@@ -30,6 +30,7 @@ from model.kernels.losses import (
     sampled_cross_entropy_,
     sampled_loss_kernels,
 )
+from model.kernels.rows import unit
 from model.losses import CascadeLoss
 
 EPS = 1e-6
@@ -88,7 +89,7 @@ class ItemHead(nn.Module):
 
 def unit_rows(rows_dD: Tensor) -> Tensor:
     """Rows of the table as items are scored by."""
-    return F.normalize(rows_dD, dim=1, eps=EPS)
+    return unit(rows_dD, EPS)
 
 
 def sampled_softmax(

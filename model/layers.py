@@ -16,6 +16,7 @@ from model.attention.dropout import Dropout
 from model.attention.weighting import Weighting
 from model.biases import ScoreBiases, Tokens
 from model.config import ModelConfig
+from model.kernels.rows import unit
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ScaledLinear(nn.Linear):
 
 def normalised(x_LD: Tensor) -> Tensor:
     """An encoder's outputs [L, D] as heads are given them: float32, of length 1."""
-    return F.normalize(x_LD.float(), dim=1, eps=1e-6)
+    return unit(x_LD.float(), 1e-6)
 
 
 def score_scale(cfg: ModelConfig) -> float:

@@ -99,7 +99,8 @@ struct Head {
         head = item % given.heads;
         first = given.offsets[user];
         n = given.offsets[user + 1] - first;
-        columns = round_up(n, TILE_COLUMNS) + COLUMNS;
+        columns = round_up(n, TILE_COLUMNS) + TILE_COLUMNS;
+        if (columns % 64 == 0) columns += TILE_COLUMNS;  // rows a power of two apart drive one another out of the cache
         E = round_up(given.q.width, TILE_COLUMNS);
         F = round_up(given.v.width, TILE_COLUMNS);
         memory.begin(n * (3 * E + 3 * F) + columns * (E + F) + n * (E + F) + 8 * columns + 2 * QUERIES * COLUMNS +

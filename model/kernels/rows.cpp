@@ -60,6 +60,16 @@ struct Along {
     }
 };
 
+float length(const float* row, int64_t width, float least) {
+    Floats squares = Floats{};
+    for (int64_t j = 0; j < width; j += LANES) {
+        const Floats x = take(row, j, width);
+        squares += x * x;
+    }
+    const float found = std::sqrt(sum(squares));
+    return found < least ? least : found;  // of what is no number, no number
+}
+
 Ints scramble(Ints x) {  // lowbias32, by Chris Wellons's search
     typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
     Bits b = (Bits)x;
@@ -133,6 +143,29 @@ void segue_layer_norm_backward(const float* x, const float* grad, const float* m
             const Floats of_x = (take(given, j, width) - plain - norm(take(row, j, width)) * times) * norm.rate;
             put(out + r * width, j, width, of_x + take(more + r * width, j, width));
         }
+    }
+}
+
+// Rows over their lengths, or over `least` where they are shorter.
+void segue_unit(const float* x, int64_t rows, int64_t width, float least, float* out) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        const float over = 1.0f / length(x + r * width, width, least);
+        for (int64_t j = 0; j < width; j += LANES) put(out + r * width, j, width, take(x + r * width, j, width) * over);
+    }
+}
+
+// out = what the gradient of the unit rows is of x: across the row alone, but where `least` was the divisor.
+void segue_unit_backward(const float* x, const float* grad, int64_t rows, int64_t width, float least, float* out) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *row = x + r * width, *given = grad + r * width;
+        const float long_as = length(row, width, least), over = 1.0f / long_as;
+        Floats total = Floats{};
+        for (int64_t j = 0; j < width; j += LANES) total += take(given, j, width) * take(row, j, width);
+        const float along = long_as > least ? sum(total) * over * over : 0.0f;
+        for (int64_t j = 0; j < width; j += LANES)
+            put(out + r * width, j, width, (take(given, j, width) - take(row, j, width) * along) * over);
     }
 }
 

@@ -62,6 +62,31 @@ def _dropped(x_LD: Tensor, drawn: Drawn) -> Tensor:
     return out_LD
 
 
+def unit(x_LD: Tensor, least: float) -> Tensor:
+    """Rows over their lengths, or over `least` where they are shorter: `F.normalize`, by a kernel if there is one."""
+    if kernels_for(x_LD) is None:
+        return F.normalize(x_LD, dim=1, eps=least)
+    found: Tensor = _Unit.apply(x_LD, least)
+    return found
+
+
+class _Unit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_LD: Tensor, least: float) -> Tensor:
+        x_LD = x_LD.contiguous()
+        ctx.save_for_backward(x_LD)
+        ctx.least, out_LD = least, torch.empty_like(x_LD)
+        _kernels(x_LD).segue_unit(place(x_LD), *_sizes(x_LD), real(least), place(out_LD))
+        return out_LD
+
+    @staticmethod
+    def backward(ctx: Any, grad_LD: Tensor) -> tuple[Tensor, None]:
+        (x_LD,), grad_LD = ctx.saved_tensors, grad_LD.contiguous()
+        out_LD = torch.empty_like(x_LD)
+        _kernels(x_LD).segue_unit_backward(place(x_LD), place(grad_LD), *_sizes(x_LD), real(ctx.least), place(out_LD))
+        return out_LD, None
+
+
 def layer_norm(x_LD: Tensor, epsilon: float) -> Tensor:
     """Each row less its mean, over its deviation."""
     out_LD = torch.empty_like(x_LD)

@@ -33,6 +33,25 @@ def test_layer_norm(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_unit_rows(width: int) -> None:
+    """One of them shorter than what it is divided by, one of zeros, one that is no number."""
+    x = normal(6, width)
+    x[1], x[2], x[3] = x[1] * 1e-4, 0.0, torch.nan
+    leaf, own = x.double().requires_grad_(), x.clone().requires_grad_()
+    expected = F.normalize(leaf, dim=1, eps=1e-2)
+    found = rows.unit(own, 1e-2)
+    torch.testing.assert_close(found.detach().double(), expected.detach(), rtol=1e-5, atol=1e-6, equal_nan=True)
+    grad = normal(6, width) + 1
+    expected.backward(grad.double())
+    found.backward(grad)
+    assert own.grad is not None
+    assert leaf.grad is not None
+    torch.testing.assert_close(own.grad[:2].double(), leaf.grad[:2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own.grad[4:].double(), leaf.grad[4:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own.grad[2], grad[2] / 1e-2)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_silu(width: int) -> None:
     x, grad = (20 * normal(3, width)).requires_grad_(), normal(3, width) + 1
     expected = F.silu(x)
