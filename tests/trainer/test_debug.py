@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ import model.hstu
 import model.recommender
 import trainer.train
 from common.config import load_resolved
+from common.native import SWITCH
 from data.batches import ITEM_KEY
+from model.kernels.build import without_kernels
 from serving.checkpoints.manifest import step_folder
 from sharding.tables import table_shards
 from tests.conftest import Prepared
@@ -35,6 +37,13 @@ BLOCK = "tower.encoder.blocks.1"
 
 Change = Callable[[Any], Any]
 """What a module gives → what it gives instead."""
+
+
+@pytest.fixture
+def operators() -> Iterator[None]:
+    """PyTorch's, by which a block is made of modules; by kernels it is one operation, and they are not called."""
+    with without_kernels():
+        yield
 
 
 class InfiniteGradient(torch.autograd.Function):
@@ -78,6 +87,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, module: str, step: int, change: Chang
     return built
 
 
+@pytest.mark.usefixtures("operators")
 def test_a_module_whose_output_is_not_finite_is_named(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +102,7 @@ def test_a_module_whose_output_is_not_finite_is_named(
     assert [record["step"] for record in records(tmp_path / "run", "train")] == [1, 2]
 
 
+@pytest.mark.usefixtures("operators")
 def test_code_between_modules_is_named_by_the_module_that_it_is_of(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +120,7 @@ def test_code_between_modules_is_named_by_the_module_that_it_is_of(
     assert f"`{BLOCK}.biases` in it has given; the first in it to be given such numbers is `{BLOCK}.output`" in message
 
 
+@pytest.mark.usefixtures("operators")
 def test_a_backward_that_gives_what_is_not_finite_is_named_before_it_reaches_a_table(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +154,7 @@ def nan_in_backward_of_rows(awaited: Any) -> None:
     awaited.callbacks.append(lambda items: nan_in_backward(items[ITEM_KEY].values()) or items)
 
 
+@pytest.mark.usefixtures("operators")
 @pytest.mark.parametrize(
     ("module", "change", "where"),
     [(BLOCK, nan_in_backward, "model/hstu.py, line "), ("item_table", nan_in_backward_of_rows, "model/embeddings.py")],
@@ -245,7 +258,7 @@ def test_the_rank_that_finds_a_fault_says_it_under_torchrun(prepared: Prepared, 
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, *keys],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), SWITCH: "off"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -273,6 +286,7 @@ def check_left(run: Path, newest: int | None) -> None:
         assert all(bool(value.isfinite().all()) for value in parameters(run).values())
 
 
+@pytest.mark.usefixtures("operators")  # kernels bear such a rate for longer
 def test_a_rate_too_high_ends_the_run_with_a_message_and_a_sound_checkpoint(
     prepared: Prepared, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,7 +329,7 @@ def test_a_sound_loss_whose_gradient_is_not_is_saved_by_no_checkpoint(
 def test_all_ranks_refuse_what_one_of_them_has_found(prepared: Prepared, tmp_path: Path) -> None:
     keys = [f"store={prepared.store}", f"codes={prepared.codes}", f"run={tmp_path / 'run'}", *SMALL]
     with pytest.raises(ProcessRaisedException, match="ended with 2"):
-        train_on_ranks(2, *keys, "optimizer.learning_rate=1e9", "optimizer.clip_norm=0", "log_every=20")
+        train_on_ranks(2, *keys, "optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "log_every=20")
     check_left(tmp_path / "run", None)
 
 
