@@ -38,8 +38,7 @@ struct SegueAttention {
     const int64_t* order;      // [users], those with the most work first
     int32_t softmax;           // else SiLU
     float scale;               // of query times key
-    float divisor;             // of SiLU's sums
-    const float* divisors;     // of each token's, instead
+    const float* divisors;     // [tokens], of SiLU's sums
     SegueRows q, k, v, out;
     float* log_sum;            // [tokens, heads], softmax: what the backward needs of the forward
     const float* key_bias;     // [tokens, heads]
@@ -170,8 +169,6 @@ struct Head {
             for (int64_t e = 0; e < rows.width; e++) to[e] = from[i * width + e] * factor;
         }
     }
-
-    float divisor(int64_t i) const { return of.divisors ? of.divisors[first + i] : of.divisor; }
 
     // by_distance[n - 1 - d] is that of distance d, so that a row of scores reads it forwards; the future, which is
     // masked, reads the zeros behind.
@@ -365,7 +362,7 @@ void forward(const Head& of) {
     });
     if (!call.softmax)
         for (int64_t i = 0; i < of.n; i++)
-            for (int64_t f = 0; f < of.F; f++) of.out[i * of.F + f] /= of.divisor(i);
+            for (int64_t f = 0; f < of.F; f++) of.out[i * of.F + f] /= call.divisors[of.first + i];
     of.write(of.out, of.F, call.out, 1.0f);
 }
 
@@ -452,7 +449,7 @@ void copy_grad_out(const Head& of) {
     for (int64_t i = 0; i < of.n; i++) {
         float* grad = of.grad_out + i * of.F;
         if (!call.softmax) {
-            for (int64_t f = 0; f < of.F; f++) grad[f] /= of.divisor(i);
+            for (int64_t f = 0; f < of.F; f++) grad[f] /= call.divisors[of.first + i];
             continue;
         }
         const float* out = of.row(call.out, i);

@@ -118,16 +118,7 @@ def silu_backward_(x_LW: Tensor, grad_LW: Tensor) -> None:
 def gate(gathered_LI: Tensor, u_LI: Tensor, epsilon: float, drawn: Drawn) -> Tensor:
     """dropout(norm(gathered) ⊙ u); u may be columns of a wider matrix."""
     out_LI = torch.empty_like(gathered_LI)
-    _kernels(gathered_LI).segue_gate(
-        place(gathered_LI),
-        ctypes.c_void_p(u_LI.data_ptr()),
-        whole(u_LI.stride(0)),
-        *_sizes(gathered_LI),
-        real(epsilon),
-        real(drawn.share),
-        whole(drawn.seed),
-        place(out_LI),
-    )
+    _kernels(gathered_LI).segue_gate(*_of_gate(gathered_LI, u_LI, epsilon, drawn), place(out_LI))
     return out_LI
 
 
@@ -137,19 +128,19 @@ def gate_backward_(
     """The gradient of what `gate` makes becomes that of what was gathered; u's is written. Returns it, made again."""
     out_LI = torch.empty_like(gathered_LI)
     _kernels(gathered_LI).segue_gate_backward(
-        place(gathered_LI),
-        ctypes.c_void_p(u_LI.data_ptr()),
-        whole(u_LI.stride(0)),
-        *_sizes(gathered_LI),
-        real(epsilon),
-        real(drawn.share),
-        whole(drawn.seed),
-        place(grad_LI),
-        ctypes.c_void_p(grad_u_LI.data_ptr()),
-        whole(grad_u_LI.stride(0)),
-        place(out_LI),
+        *_of_gate(gathered_LI, u_LI, epsilon, drawn), place(grad_LI), *_rows(grad_u_LI), place(out_LI)
     )
     return out_LI
+
+
+def _of_gate(gathered_LI: Tensor, u_LI: Tensor, epsilon: float, drawn: Drawn) -> tuple[Any, ...]:
+    sizes = _sizes(gathered_LI)
+    return place(gathered_LI), *_rows(u_LI), *sizes, real(epsilon), real(drawn.share), whole(drawn.seed)
+
+
+def _rows(x_LI: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_int64]:
+    """Where rows begin, and how far apart they are."""
+    return ctypes.c_void_p(x_LI.data_ptr()), whole(x_LI.stride(0))
 
 
 def _sizes(x_LD: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:

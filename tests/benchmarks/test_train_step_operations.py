@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,7 +16,7 @@ from model.hstu import HSTU
 LENGTHS = (3, 7, 2)
 
 
-def small(**changed: object) -> ModelConfig:
+def small(**changed: Any) -> ModelConfig:
     return ModelConfig(
         width=16,
         blocks=2,
@@ -22,7 +24,7 @@ def small(**changed: object) -> ModelConfig:
         head_dim_qk=8,
         head_dim_v=4,
         attention=AttentionConfig(backend="dense"),
-        **changed,  # type: ignore[arg-type]
+        **changed,
     )
 
 
