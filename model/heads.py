@@ -64,13 +64,11 @@ class CascadedHeads(nn.Module):
         yield x_TD
         if self.shift is None or rows_Tl.shape[1] == 0:
             return
-        shifts = F.embedding(rows_Tl, self.shift).unbind(1)
-        gates = None if self.gate is None else F.embedding(rows_Tl, self.gate).unbind(1)
-        for level, step in enumerate(shifts):
-            shift = shift + step
-            if gates is not None:
-                gate = gate + gates[level]
-            yield x_TD * gate + shift
+        for rows_T in rows_Tl.unbind(1):
+            shift = shift + F.embedding(rows_T, self.shift)
+            if self.gate is not None:
+                gate = gate + F.embedding(rows_T, self.gate)
+            yield torch.addcmul(shift, x_TD, gate)
 
     def forward(self, x_TD: Tensor, codes_TC: Tensor) -> Tensor:
         """Teacher-forced logits [T, C, V]: level l is given the true codes of the levels before it."""

@@ -24,7 +24,10 @@ class HeadsConfig:
     logit_scale: float = option(20.0, "kind=codes: what the logits are multiplied by: 1 / temperature")
     temperature: float = option(0.05, "kind=items: what the cosines are divided by", minimum=0)
     chunk_tokens: int = option(
-        256, "kind=codes and kind=items: tokens whose logits (of one level) are held at once", minimum=1
+        256,
+        "kind=codes and kind=items: tokens whose logits (of one level) are held at once; of codes, the states of all "
+        "levels of eight times as many",
+        minimum=1,
     )
     actions: ActionsConfig = group(ActionsConfig, "kind=actions")
 

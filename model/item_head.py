@@ -30,7 +30,7 @@ from model.kernels.losses import (
     sampled_cross_entropy_,
     sampled_loss_kernels,
 )
-from model.kernels.rows import unit
+from model.kernels.rows import add_rows, unit
 from model.losses import CascadeLoss
 
 EPS = 1e-6
@@ -240,7 +240,7 @@ def _by_chunks(given: _Given, chunk_tokens: int, *, with_gradient: bool) -> Line
             grad_positive_T[part] = positive_t
             grad_x[part].addcmul_(positive_t[:, None], positive_tD)
     if grad_unit is not None:
-        _add_rows(grad_unit, positives_T, grad_positive_T[:, None] * x_TD)
+        add_rows(grad_unit, positives_T, grad_positive_T[:, None] * x_TD)
     return LinearLoss(loss, correct, grad_x, grad_unit, None)
 
 
@@ -327,7 +327,7 @@ class _Shared(_Scorer):
             assert found.grad_x_TD is not None
             assert found.grad_weight_VD is not None
             grad_x_tD += found.grad_x_TD
-            _add_rows(grad_unit_dD, self._rows_M, found.grad_weight_VD)
+            add_rows(grad_unit_dD, self._rows_M, found.grad_weight_VD)
         return found.loss, found.correct
 
     def scores(self, x_tD: Tensor) -> Tensor:
@@ -335,7 +335,7 @@ class _Shared(_Scorer):
 
     def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
         grad_x_tD.addmm_(grad_tM, self.rows_MD)
-        _add_rows(grad_unit_dD, self._rows_M, grad_tM.T @ x_tD)
+        add_rows(grad_unit_dD, self._rows_M, grad_tM.T @ x_tD)
 
 
 class _Gathered(_Scorer):
@@ -351,7 +351,7 @@ class _Gathered(_Scorer):
     def add_gradients(self, grad_tM: Tensor, x_tD: Tensor, grad_x_tD: Tensor, grad_unit_dD: Tensor) -> None:
         grad_x_tD += torch.bmm(grad_tM[:, None], self._negative_tMD)[:, 0]
         grad_tMD = grad_tM[:, :, None] * x_tD[:, None]
-        _add_rows(grad_unit_dD, self.negatives_GM.flatten(), grad_tMD.flatten(0, 1))
+        add_rows(grad_unit_dD, self.negatives_GM.flatten(), grad_tMD.flatten(0, 1))
 
 
 class _Picked(_Scorer):
@@ -387,11 +387,3 @@ def _parts(
     for start in range(0, tokens, step):
         part = slice(start, start + step)
         yield part, (_Picked if picks else _Gathered)(unit_dD, negatives_GM[part])
-
-
-def _add_rows(to_dD: Tensor, rows_n: Tensor, values_nD: Tensor) -> None:
-    """Add values to rows, any number to each; in the same order whenever it is done again."""
-    if to_dD.is_cuda:  # where index_add_ adds in the order in which threads come
-        to_dD.index_put_((rows_n,), values_nD, accumulate=True)
-    else:
-        to_dD.index_add_(0, rows_n, values_nD)

@@ -133,6 +133,14 @@ def gate_backward_(
     return out_LI
 
 
+def add_rows(to_dD: Tensor, rows_n: Tensor, values_nD: Tensor) -> None:
+    """Add values to rows, any number to each; in the same order whenever it is done again."""
+    if to_dD.is_cuda:  # where index_add_ adds in the order in which threads come
+        to_dD.index_put_((rows_n,), values_nD, accumulate=True)
+    else:
+        to_dD.index_add_(0, rows_n, values_nD)
+
+
 def _of_gate(gathered_LI: Tensor, u_LI: Tensor, epsilon: float, drawn: Drawn) -> tuple[Any, ...]:
     sizes = _sizes(gathered_LI)
     return place(gathered_LI), *_rows(u_LI), *sizes, real(epsilon), real(drawn.share), whole(drawn.seed)

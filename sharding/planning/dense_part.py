@@ -2,7 +2,8 @@
 
 The tower is built on the CPU with one block and with two, at two short lengths, and run forward and backward while
 every memory block is watched; memory is linear in blocks and in tokens, so four runs say what the whole model needs,
-whichever its architecture and options.
+whichever its architecture and options. The fullest moments of the forward, which ends with the heads, and of the
+backward are told apart: heads that are large beside a short run's blocks would hide what a long one's need.
 
 Shapes: L tokens a rank and step · T tokens of which something is asked · D width · C code levels.
 """
@@ -23,7 +24,7 @@ from model.config import ModelConfig, Vocabulary
 from model.item_head import BLOCK_NUMBERS, ITEMS_PER_NEGATIVE, ItemHead, sampled_softmax
 from model.kernels.build import without_kernels
 from model.layers import normalised
-from model.losses import cascaded_cross_entropy
+from model.losses import STATES, cascaded_cross_entropy
 from model.recommender import Tower
 from model.task_heads import TaskHeads
 from sharding.planning.memory_watch import MemoryWatch
@@ -70,25 +71,47 @@ class DenseUse:
 
 
 @dataclass(frozen=True)
+class Line:
+    """fixed + per_token · L bytes."""
+
+    fixed: float
+    per_token: float
+
+    @staticmethod
+    def through(short: float, long: float) -> Line:
+        """What so many bytes at `_SHORT` tokens, and at twice as many, lie on."""
+        per_token = (long - short) / _SHORT
+        return Line(short - per_token * _SHORT, per_token)
+
+    def at(self, tokens: int) -> float:
+        """With L tokens."""
+        return self.fixed + self.per_token * tokens
+
+
+@dataclass(frozen=True)
 class DenseModel:
     """A tower, whatever the number of tokens.
 
     Attributes:
         parameters: their number.
         optimizer: bytes of the optimizer's states.
-        fixed, per_token: bytes of activations at the fullest moment: fixed + per_token · L.
+        forward, backward: bytes of activations at the fullest moment of each.
+        chunk, per_row: tokens that the loss holds the logits of at once, and bytes for each, on top of the forward's.
         flops_per_token: forward and backward.
     """
 
     parameters: int
     optimizer: int
-    fixed: float
-    per_token: float
+    forward: Line
+    backward: Line
+    chunk: int
+    per_row: int
     flops_per_token: float
 
     def at(self, tokens: int) -> DenseUse:
         """With L tokens a step."""
-        activations = max(int(self.fixed + self.per_token * tokens), 0)
+        rows = max(min(self.chunk, tokens // STATES) - _CHUNK, 0)  # beyond those that were there when it was measured
+        activations = max(int(max(self.forward.at(tokens) + self.per_row * rows, self.backward.at(tokens))), 0)
         return DenseUse(self.parameters, self.optimizer, activations, self.flops_per_token * tokens)
 
 
@@ -108,20 +131,24 @@ def measure_dense(
     one, two = (count_tower(cfg, vocabulary, blocks) for blocks in (1, 2))
     parameters = _extended(one.parameters, two.parameters, cfg.blocks)
     in_matrices = _extended(one.in_matrices, two.in_matrices, cfg.blocks)
-    lengths = (_SHORT, 2 * _SHORT)
-    peaks = [[_peak(cfg, vocabulary, blocks, length) for length in lengths] for blocks in (1, 2)]
-    short, long = (_extended(one, two, cfg.blocks) for one, two in zip(*peaks, strict=True))
-    per_token = (long - short) / (lengths[1] - lengths[0])
-    # The loss holds a chunk's logits, their softmax and its copy: of a chunk of the real size.
-    widest = vocabulary.codes if cfg.output.kind == "codes" else 0
-    chunk = 3 * 4 * widest * max(cfg.output.chunk_tokens - _SHORT // 2, 0)
+    peaks = [[_peaks(cfg, vocabulary, blocks, length) for length in (_SHORT, 2 * _SHORT)] for blocks in (1, 2)]
+    forward, backward = (
+        Line.through(*(_extended(one[moment], two[moment], cfg.blocks) for one, two in zip(*peaks, strict=True)))
+        for moment in (0, 1)
+    )
     states = 8 * parameters - (4 * in_matrices if optimizer == "muon" else 0)
     # A token sees half of its window; a merged candidate half of the inputs, and itself.
     seen = (history + 2 if cfg.form == MERGED else cfg.window_tokens(history) + 1) / 2
     attention = 3 * 2 * cfg.heads * (cfg.head_dim_qk + cfg.head_dim_v) * cfg.blocks * seen
     products = 6.0 * (in_matrices + heads / _tokens_an_answer(cfg))
-    fixed = short - per_token * lengths[0] + chunk
-    return DenseModel(int(parameters), int(states), fixed, per_token, attention + products)
+    chunk = cfg.output.chunk_tokens if cfg.output.kind == "codes" else 0
+    per_row = _per_row_of_a_chunk(cfg, vocabulary)
+    return DenseModel(int(parameters), int(states), forward, backward, chunk, per_row, attention + products)
+
+
+def _per_row_of_a_chunk(cfg: ModelConfig, vocabulary: Vocabulary) -> int:
+    """Bytes: logits, softmax and its copy; of `STATES` tokens each level's gradient, and what a state is made of."""
+    return 4 * (3 * vocabulary.codes + STATES * (vocabulary.levels + 4) * cfg.width)
 
 
 def _head_numbers(cfg: ModelConfig, vocabulary: Vocabulary) -> int:
@@ -154,7 +181,9 @@ def _tokens_an_answer(cfg: ModelConfig) -> int:
 
 
 _SHORT = 256
-"""Tokens of the shorter run; users have half as many, and so has a chunk of the loss."""
+"""Tokens of the shorter run; users have half as many."""
+_CHUNK = _SHORT // 2 // STATES
+"""Tokens of a chunk of the loss, so that half of the shorter run's states are held at once."""
 
 
 @dataclass(frozen=True)
@@ -182,21 +211,21 @@ def _extended(one: float, two: float, blocks: int) -> float:
     return one + (two - one) * (blocks - 1)
 
 
-def _on_cpu(cfg: ModelConfig, blocks: int) -> ModelConfig:
+def _on_cpu(cfg: ModelConfig, blocks: int, chunk: int = _CHUNK) -> ModelConfig:
     attention = cfg.attention
     if attention.backend in GPU_BACKENDS:
         attention = dataclasses.replace(attention, backend="jagged")
     output = cfg.output
     if output.kind != "actions":
-        output = dataclasses.replace(output, chunk_tokens=min(output.chunk_tokens, _SHORT // 2))
+        output = dataclasses.replace(output, chunk_tokens=min(output.chunk_tokens, chunk))
     return dataclasses.replace(cfg, blocks=blocks, attention=attention, output=output)
 
 
-def _peak(cfg: ModelConfig, vocabulary: Vocabulary, blocks: int, tokens: int) -> int:
-    """Bytes at the fullest moment of the tower's forward and backward, parameters and their gradients apart."""
+def _peaks(cfg: ModelConfig, vocabulary: Vocabulary, blocks: int, tokens: int, chunk: int = _CHUNK) -> tuple[int, int]:
+    """Bytes at the fullest moments of the tower's forward and of its backward, parameters and their gradients apart."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        tower = Tower(_on_cpu(cfg, blocks), vocabulary).train()
+        tower = Tower(_on_cpu(cfg, blocks, chunk), vocabulary).train()
         x_LD = torch.randn(tokens, cfg.width, requires_grad=True)
         targets = torch.randint(0, vocabulary.codes, (tokens, vocabulary.levels))
         if cfg.output.kind == "actions":
@@ -207,9 +236,10 @@ def _peak(cfg: ModelConfig, vocabulary: Vocabulary, blocks: int, tokens: int) ->
         known = [x_LD, targets, *tower.parameters(), *(p.grad for p in tower.parameters() if p.grad is not None)]
         on_gpu = without_kernels() if cfg.attention.backend in GPU_BACKENDS else contextlib.nullcontext()
         with on_gpu, MemoryWatch(known) as watch:
-            _loss(tower, x_LD, described, targets).backward()
-    peak: int = watch.peak
-    return peak
+            loss = _loss(tower, x_LD, described, targets)
+            forward, watch.peak = watch.peak, 0
+            loss.backward()
+    return forward, watch.peak
 
 
 def _loss(tower: Tower, x_LD: Tensor, tokens: Tokens, targets: Tensor) -> Tensor:

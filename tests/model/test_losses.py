@@ -10,7 +10,7 @@ from model.kernels.build import library, without_kernels
 from model.losses import cascaded_cross_entropy
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 10, 23])
+@pytest.mark.parametrize("tokens", [0, 1, 10, 16, 37])  # of which 16 are a chunk of states
 @pytest.mark.parametrize("gated", [True, False])
 def test_chunked_equals_obvious_in_value_and_gradient(tokens: int, gated: bool) -> None:
     torch.manual_seed(tokens)
@@ -24,7 +24,7 @@ def test_chunked_equals_obvious_in_value_and_gradient(tokens: int, gated: bool) 
     logits = heads(x, codes)
     by_token = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(tokens, 3)
     expected = torch.autograd.grad(by_token.sum() * 0.3, leaves)
-    result = cascaded_cross_entropy(heads, x, codes, chunk_tokens=5)
+    result = cascaded_cross_entropy(heads, x, codes, chunk_tokens=2)
     found = torch.autograd.grad(result.loss_sum * 0.3, leaves)
     torch.testing.assert_close(result.loss_sum, by_token.sum())
     torch.testing.assert_close(result.level_loss_sum_C, by_token.sum(dim=0))
@@ -32,7 +32,15 @@ def test_chunked_equals_obvious_in_value_and_gradient(tokens: int, gated: bool) 
     for want, have in zip(expected, found, strict=True):
         torch.testing.assert_close(have, want)
     with torch.no_grad():
-        assert torch.equal(cascaded_cross_entropy(heads, x, codes, chunk_tokens=5).loss_sum, result.loss_sum)
+        assert torch.equal(cascaded_cross_entropy(heads, x, codes, chunk_tokens=2).loss_sum, result.loss_sum)
+
+
+def test_gradients_are_given_away_once() -> None:
+    heads = CascadedHeads(HeadsConfig(), 4, Vocabulary(2, 3, 1, 1))
+    loss = cascaded_cross_entropy(heads, torch.randn(5, 4), torch.zeros(5, 2, dtype=torch.int64), 8).loss_sum
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="given away by an earlier backward: compute it again"):
+        loss.backward()
 
 
 def test_hopeless_logits_give_a_finite_loss() -> None:

@@ -11,13 +11,22 @@ from common.errors import InputError
 from model.config import ModelConfig
 from sharding.planning import fitting
 from sharding.planning.config import PlanConfig
+from sharding.planning.dense_part import Line
 from sharding.planning.fitting import Problem, describe_mends, find_mends, largest_budget, reach_goal, smallest_cluster
 from sharding.planning.policy import ShardingConfig
 from sharding.planning.topology import GIB, Cluster
 from sharding.planning.workload import DataSizes, DenseModel
 from tests.sharding.plan_example import cluster_of, uneven
 
-DENSE = DenseModel(parameters=1000, optimizer=8000, fixed=0.0, per_token=20_000.0, flops_per_token=1.0)
+DENSE = DenseModel(
+    parameters=1000,
+    optimizer=8000,
+    forward=Line(0.0, 20_000.0),
+    backward=Line(0.0, 0.0),
+    chunk=0,
+    per_row=0,
+    flops_per_token=1.0,
+)
 
 
 def problem(cluster: Cluster, *, items: int = 0, tokens: int = 512, reserved: float = 0.0) -> Problem:

@@ -18,7 +18,7 @@ from model.config import AttentionConfig, BiasConfig, HeadsConfig, ItemTableConf
 from model.item_head import sampled_softmax
 from model.kernels.build import library, without_kernels
 from sharding.planning.action_look_ups import action_look_ups
-from sharding.planning.dense_part import _peak, count_tower
+from sharding.planning.dense_part import Line, _peaks, count_tower
 from sharding.planning.memory_watch import MemoryWatch
 from sharding.planning.workload import (
     DataSizes,
@@ -35,7 +35,15 @@ from tests.data.test_negatives import WAYS, item_loader
 from tests.data.test_negatives import store as store  # a fixture
 from tests.model.conftest import VOCABULARY, make_ranking_batch
 
-DENSE = DenseModel(parameters=10, optimizer=80, fixed=100.0, per_token=3.5, flops_per_token=7.0)
+DENSE = DenseModel(
+    parameters=10,
+    optimizer=80,
+    forward=Line(100.0, 3.5),
+    backward=Line(0.0, 0.0),
+    chunk=0,
+    per_row=0,
+    flops_per_token=7.0,
+)
 
 
 def exact_distinct(items: int, draws: int) -> float:
@@ -109,15 +117,24 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_memory_of_a_deeper_model_and_a_longer_step_is_that_of_running_it(name: str, precision: str) -> None:
     cfg = ModelConfig(width=64, blocks=3, max_history=128, precision=precision, **MODELS[name])
     vocabulary = Vocabulary(levels=4, codes=64, artists=0, event_types=1)
-    measured = _peak(cfg, vocabulary, 3, 1024)
-    assert measure_dense(cfg, vocabulary).at(1024).activations == pytest.approx(measured, rel=0.05)
+    found = measure_dense(cfg, vocabulary)
+    for tokens in (1024, 4096):  # the loss's chunk fewer than 2,048 of them, and all of it
+        measured = max(_peaks(cfg, vocabulary, 3, tokens, cfg.output.chunk_tokens))
+        assert found.at(tokens).activations == pytest.approx(measured, rel=0.08)
+
+
+def test_heads_that_are_large_beside_a_short_step_hide_no_block_of_a_long_one() -> None:
+    cfg = ModelConfig(width=128, blocks=3, heads=2, max_history=512)
+    vocabulary = Vocabulary(levels=8, codes=1024, artists=0, event_types=1)
+    measured = max(_peaks(cfg, vocabulary, 3, 8192, cfg.output.chunk_tokens))
+    assert measure_dense(cfg, vocabulary).at(8192).activations == pytest.approx(measured, rel=0.08)
 
 
 def test_recomputed_activations_and_shorter_products_take_less() -> None:
     vocabulary = Vocabulary(levels=4, codes=64, artists=0, event_types=1)
 
     def per_token(**options: Any) -> float:
-        return measure_dense(ModelConfig(blocks=4, **options), vocabulary).per_token
+        return measure_dense(ModelConfig(blocks=4, **options), vocabulary).forward.per_token
 
     assert per_token(recompute=True) < 0.8 * per_token()
     on_gpu = AttentionConfig(backend="triton")
@@ -144,7 +161,7 @@ def test_numbers_and_operations_of_the_dense_part() -> None:
 def test_heads_beyond_measure() -> None:
     with pytest.raises(InputError, match=r"make output heads of .* give fewer codes"):
         measure_dense(ModelConfig(), vocabulary_of(DataSizes(codes=10**9)))
-    assert math.isfinite(measure_dense(ModelConfig(), vocabulary_of(DataSizes(levels=1, codes=1))).per_token)
+    assert math.isfinite(measure_dense(ModelConfig(), vocabulary_of(DataSizes(levels=1, codes=1))).forward.per_token)
 
 
 # ── an output of items ───────────────────────────────────────────────────────────────────────────────────
@@ -346,7 +363,7 @@ def test_memory_of_a_model_of_actions_is_that_of_running_it(form: str, name: str
     cfg = actions(form, width=64, blocks=3, max_history=128, **MODELS[name])
     vocabulary = Vocabulary(levels=4, codes=64, artists=0, event_types=1)
     assert measure_dense(cfg, vocabulary).at(1024).activations == pytest.approx(
-        _peak(cfg, vocabulary, 3, 1024), rel=0.05
+        max(_peaks(cfg, vocabulary, 3, 1024)), rel=0.05
     )
 
 
