@@ -109,7 +109,7 @@ def assembled(config: TrainConfig) -> Iterator[tuple[Trainer, Progress]]:
         told = f"{describe_run(model, store, loader, world)}\n{describe_plan(survey)}" + f"\n{started_from}" * bool(
             started_from
         )
-        telemetry.say(told + describe_debug(config))
+        telemetry.say(told + describe_precision(config, world.device) + describe_debug(config))
         if world.is_main:
             write_plan(run, survey.to_plain())
         checkpointer = Checkpointer(
@@ -290,6 +290,16 @@ def describe_run(model: Any, store: EventStore, loader: Loader, world: World) ->
         f"{dense} dense and {tables} table parameters on {world.size} × {world.device.type}\n"
         f"{loader.steps_per_epoch(0)} steps an epoch; {loader.padding_share(0):.1%} of the token budget is padding\n"
         f"{describe_lengths(loader)}"
+    )
+
+
+def describe_precision(config: TrainConfig, device: torch.device) -> str:
+    """What is to be known of a precision that the processor does not have, from a new line on; else nothing."""
+    if config.model.precision != "bf16" or device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return ""
+    return (
+        "\nmodel.precision=bf16: this processor has no such products, and PyTorch makes them up at a fraction of the "
+        "speed: set model.precision=float32 but to see what bf16 does to the numbers"
     )
 
 

@@ -29,7 +29,7 @@ from tests.conftest import Prepared
 from tests.ranks import run_module, train_on_ranks
 from tests.yambda_example import write_yambda_example
 from trainer.config import TrainConfig
-from trainer.train import assembled, main
+from trainer.train import assembled, describe_precision, main
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -339,3 +339,17 @@ def test_a_run_is_neither_overwritten_nor_resumed_differently_by_accident(
 if __name__ == "__main__":  # on what is as good as a full disk: the kernel refuses files beyond 20 kB
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     sys.exit(main(sys.argv[1:]))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("has_products", [True, False])
+def test_a_precision_that_is_made_up_is_told(
+    precision: str, device: str, has_products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_products)
+    config = resolve(TrainConfig, "train", None, ["store=s", "codes=c", "run=r", f"model.precision={precision}"])
+    told = describe_precision(config, torch.device(device))
+    slow = precision == "bf16" and device == "cpu" and not has_products
+    assert ("set model.precision=float32" in told) == slow
+    assert slow or told == ""
