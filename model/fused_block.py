@@ -30,6 +30,7 @@ def serves(cfg: ModelConfig, x_LD: Tensor, tokens: Tokens, weighting: Weighting)
         and cfg.pooled_norm
         and cfg.gate
         and not cfg.qk_norm
+        and x_LD.dtype == torch.float32
         and not torch.is_autocast_enabled(x_LD.device.type)
         and fused.serves(x_LD, tokens.mask, weighting)
     )
