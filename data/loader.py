@@ -13,6 +13,7 @@ W windows · L token budget of the batch · B windows in the batch.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -210,7 +211,9 @@ class Loader:
         steps = range(start_step, self.steps_per_epoch(epoch))
         if not workers or not steps:
             return (self.batch(epoch, step) for step in steps)
-        # Forked after the epoch is planned, so that the plan, the item features and the mapped columns are shared.
+        # Forked after the epoch is planned, so that the plan, the item features and the mapped columns are shared; and
+        # frozen, since a collector that cleared away the parent's garbage, such as a process group, would wait for
+        # threads that a fork does not take along.
         return iter(
             DataLoader(
                 _Steps(self, epoch),
@@ -218,6 +221,7 @@ class Loader:
                 sampler=steps,
                 num_workers=workers,
                 multiprocessing_context="fork",
+                worker_init_fn=lambda _: gc.freeze(),
             )
         )
 

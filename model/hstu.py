@@ -13,6 +13,7 @@ from model import fused_block
 from model.biases import BiasTables, ScoreBiases, Tokens
 from model.config import ModelConfig
 from model.layers import Opened, QueryKeyNorm, ScaledLinear, gather, weighting_of
+from model.products import Linear
 from model.recompute import Recomputation
 from model.transformer import Rotation
 
@@ -33,7 +34,7 @@ class HSTUBlock(nn.Module):
         self.cfg = cfg
         inner = cfg.heads * cfg.head_dim_v
         self.widths = [inner if cfg.gate else 0, inner, cfg.heads * cfg.head_dim_qk, cfg.heads * cfg.head_dim_qk]
-        self.uvqk = nn.Linear(cfg.width, sum(self.widths), bias=False)
+        self.uvqk = Linear(cfg.width, sum(self.widths), bias=False)
         self.output = ScaledLinear(inner, cfg)
         self.biases = BiasTables(cfg.biases, cfg.heads)
         self.qk_norm = QueryKeyNorm(cfg) if cfg.qk_norm else None

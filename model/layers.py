@@ -17,6 +17,7 @@ from model.attention.weighting import Weighting
 from model.biases import ScoreBiases, Tokens
 from model.config import ModelConfig
 from model.kernels.rows import unit
+from model.products import Linear, linear
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class QueryKeyNorm(nn.Module):
         return normed_LHE, weighted_LHE.to(normed_LHE.dtype), F.rms_norm(k_LHE, shape, eps=self.eps)
 
 
-class ScaledLinear(nn.Linear):
+class ScaledLinear(Linear):
     """A linear layer at the end of a branch, its result times a learned number where the configuration asks for one.
 
     The number begins at 1/√(2 · blocks): the sum of all branches then begins about as large as one branch alone,
@@ -77,7 +78,7 @@ class ScaledLinear(nn.Linear):
         """[L, inputs] → [L, D]."""
         if self.scale_1 is None:
             return super().forward(input)
-        return F.linear(input, *self.scaled())
+        return linear(input, *self.scaled())
 
     def scaled(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as they are applied.

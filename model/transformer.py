@@ -19,6 +19,7 @@ from model.biases import ScoreBiases, Tokens
 from model.config import ModelConfig
 from model.kernels.rows import dropout
 from model.layers import Opened, QueryKeyNorm, ScaledLinear, gather
+from model.products import Linear
 
 PLACE_STD = 0.02
 
@@ -70,7 +71,7 @@ class FeedForward(nn.Module):
         """To `cfg.transformer.ffn_width` and back."""
         super().__init__()
         inner = cfg.transformer.ffn_width or 4 * cfg.width
-        self.inner = nn.Linear(cfg.width, inner)
+        self.inner = Linear(cfg.width, inner)
         self.output = ScaledLinear(inner, cfg)
         self.activate: Callable[[Tensor], Tensor] = F.gelu if cfg.transformer.activation == "gelu" else F.relu
 
@@ -87,7 +88,7 @@ class SwiGLU(nn.Module):
         """To `cfg.transformer.ffn_width` twice and back."""
         super().__init__()
         inner = cfg.transformer.ffn_width or -(-8 * cfg.width // 3)
-        self.inner = nn.Linear(cfg.width, 2 * inner, bias=False)
+        self.inner = Linear(cfg.width, 2 * inner, bias=False)
         self.output = ScaledLinear(inner, cfg, bias=False)
 
     def forward(self, x_LD: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ class TransformerBlock(nn.Module):
         values = cfg.heads * cfg.head_dim_v
         self.widths = [cfg.heads * cfg.head_dim_qk, cfg.heads * cfg.head_dim_qk, values]
         self.attention_norm, self.feed_norm = _norm(cfg), _norm(cfg)
-        self.qkv = nn.Linear(cfg.width, sum(self.widths), bias=is_sasrec)
+        self.qkv = Linear(cfg.width, sum(self.widths), bias=is_sasrec)
         self.qk_norm = QueryKeyNorm(cfg) if cfg.qk_norm else None
         self.output = ScaledLinear(values, cfg, bias=is_sasrec)
         self.feed = FeedForward(cfg) if is_sasrec else SwiGLU(cfg)

@@ -38,6 +38,8 @@ from evaluation.ranking.predictor import Predictor, RankingValidation
 from evaluation.ranking.streaming import PredictFirst
 from evaluation.validation import Validation
 from model.config import Vocabulary
+from model.kernels.build import library
+from model.products import has_bfloat16
 from semantic_ids.codes.code_table import CodeTable
 from serving.checkpoints.manifest import Manifest, blank_manifest
 from serving.checkpoints.model import build_sharded, features_of
@@ -294,12 +296,12 @@ def describe_run(model: Any, store: EventStore, loader: Loader, world: World) ->
 
 
 def describe_precision(config: TrainConfig, device: torch.device) -> str:
-    """What is to be known of a precision that the processor does not have, from a new line on; else nothing."""
-    if config.model.precision != "bf16" or device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    """What is to be known of a precision that is made up, from a new line on; else nothing."""
+    if config.model.precision != "bf16" or device.type != "cpu" or has_bfloat16() or library() is not None:
         return ""
     return (
-        "\nmodel.precision=bf16: this processor has no such products, and PyTorch makes them up at a fraction of the "
-        "speed: set model.precision=float32 but to see what bf16 does to the numbers"
+        "\nmodel.precision=bf16: this processor has no such products, and without kernels PyTorch makes them up at a "
+        "fraction of the speed: set model.precision=float32"
     )
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import json
+import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -336,6 +339,37 @@ def test_batches_made_ahead_are_the_same_bit_by_bit(store: EventStore, workers: 
     assert len(found) == len(expected) > 3
     for one, other in zip(expected, found, strict=True):
         assert_identical(one, other)
+
+
+class EndsInTheParentAlone:
+    """Garbage, being a part of itself, that must not be cleared away elsewhere."""
+
+    def __init__(self) -> None:
+        self.itself, self.pid = self, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.pid:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_makes_batches_clears_away_nothing_of_its_parents(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = make_loader(store, windows_of(store), bins=2)
+    make = loader.batch
+
+    def batch(epoch: int, step: int) -> Batch:
+        gc.collect()
+        return make(epoch, step)
+
+    gc.disable()
+    try:
+        EndsInTheParentAlone()
+        monkeypatch.setattr(loader, "batch", batch)
+        batches = loader.iterate(0, workers=1)
+    finally:
+        gc.enable()
+    assert len(list(batches)) == loader.steps_per_epoch(0)
 
 
 @settings(max_examples=30, deadline=None)

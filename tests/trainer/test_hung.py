@@ -140,6 +140,7 @@ def test_a_rank_that_is_stopped_is_named_and_the_others_end_when_their_patience_
 ) -> None:
     with training(2, prepared, tmp_path, "watch.timeout_s=4") as ranks:
         ranks.wait_for_step(12)
+        time.sleep(3)  # ranks tell the others where they are every second or so
         ranks.signal(1, signal.SIGSTOP)
         start = time.monotonic()
         assert ranks.ended(0, 30) == Lost.status

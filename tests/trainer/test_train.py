@@ -28,6 +28,7 @@ from sharding.world import open_world
 from tests.conftest import Prepared
 from tests.ranks import run_module, train_on_ranks
 from tests.yambda_example import write_yambda_example
+from trainer import train as train_module
 from trainer.config import TrainConfig
 from trainer.train import assembled, describe_precision, main
 
@@ -348,6 +349,7 @@ def test_a_precision_that_is_made_up_is_told(
     precision: str, device: str, has_products: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_products)
+    monkeypatch.setattr(train_module, "library", lambda: None)
     config = resolve(TrainConfig, "train", None, ["store=s", "codes=c", "run=r", f"model.precision={precision}"])
     told = describe_precision(config, torch.device(device))
     slow = precision == "bf16" and device == "cpu" and not has_products
