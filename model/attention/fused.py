@@ -27,8 +27,8 @@ from model.mask import Mask
 def serves(q_LHE: Tensor, mask: Mask, weighting: Weighting) -> bool:
     """Whether the kernel computes this: no cap, no dropout of weights, no tokens that are alone.
 
-    In float32, and bfloat16's numbers as such: on a processor without products of these PyTorch takes twenty times as
-    long over them, and on one with them no less.
+    It computes in float32, from bfloat16 too, whose scores and sums are float32 anyway: a processor without products of
+    bfloat16 takes twenty times as long over them.
     """
     return (
         q_LHE.dtype in (torch.float32, torch.bfloat16)
